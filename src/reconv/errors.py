@@ -1,0 +1,48 @@
+"""The one error of the package, and the one builder of its message."""
+
+from collections.abc import Mapping
+
+
+class ConvError(Exception):
+    """A request that cannot be served. Says what must hold, what it got and what to do.
+
+    Where PyTorch raises a builtin type for the same mistake, the error is of that type too.
+    """
+
+
+def conv_error(
+    name: str,
+    must: str,
+    *,
+    got: Mapping[str, object] | None = None,
+    do: str = "",
+    spec: object = None,
+    also: type[Exception] | None = None,
+) -> ConvError:
+    """Builds `<name>: <must>; got <arg>=<value>[, …]. <do>. [<spec>]`, to be raised by the caller.
+
+    Args:    also: a builtin exception type that the error must be an instance of, too.
+    Example: >>> print(conv_error("conv2d", "stride must be positive", got={"stride": 0}, do="Use stride >= 1."))
+             conv2d: stride must be positive; got stride=0. Use stride >= 1.
+    """
+    text = f"{name}: {must}"
+    if got:
+        text += "; got " + ", ".join(f"{key}={value}" for key, value in got.items())
+    text += "."
+    if do:
+        text += " " + do
+    if spec is not None:
+        text += f" [{spec}]"
+    return error_type(also)(text)
+
+
+_TYPES: dict[type[Exception], type[ConvError]] = {}
+
+
+def error_type(also: type[Exception] | None) -> type[ConvError]:
+    """ConvError, or the (cached) subclass of it that is an `also` as well."""
+    if also is None:
+        return ConvError
+    if also not in _TYPES:
+        _TYPES[also] = type("ConvError", (ConvError, also), {"__module__": __name__})
+    return _TYPES[also]
