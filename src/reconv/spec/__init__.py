@@ -1,0 +1,28 @@
+"""What a convolution is: `ConvSpec`, `Block` and their folds. Free of torch."""
+
+from reconv.spec.block import Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
+from reconv.spec.conv import ConvSpec
+from reconv.spec.cost import activation_bytes, macs, params, weight_bytes
+from reconv.spec.geometry import in_channels, out_channels, output_shape, receptive_field
+from reconv.spec.text import parse
+
+__all__ = [
+    "Block",
+    "Branches",
+    "Chain",
+    "ConvSpec",
+    "Deform",
+    "Gate",
+    "Permute",
+    "Shuffle",
+    "activation_bytes",
+    "convs",
+    "in_channels",
+    "macs",
+    "out_channels",
+    "output_shape",
+    "params",
+    "parse",
+    "receptive_field",
+    "weight_bytes",
+]

@@ -1,0 +1,107 @@
+"""`Block`: an expression over convolutions. Folds live beside this file, one idea each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import assert_never
+
+from reconv.errors import conv_error
+from reconv.spec.conv import ConvSpec
+
+
+class _Composite:
+    def __str__(self) -> str:
+        from reconv.spec.text import block_text
+
+        return block_text(self)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Chain(_Composite):
+    """One after the other: `A -> B`."""
+
+    blocks: tuple[Block, ...]
+
+    def __init__(self, *blocks: Block) -> None:
+        flat = [part for b in blocks for part in (b.blocks if isinstance(b, Chain) else (b,))]
+        if len(flat) < 2:
+            raise conv_error("Chain", "a chain has at least two blocks", got={"blocks": len(flat)}, also=ValueError)
+        object.__setattr__(self, "blocks", tuple(flat))
+
+
+@dataclass(frozen=True)
+class Branches(_Composite):
+    """Side by side on the same input: `(A | B)` joined by concatenation, `(A + B)` by addition."""
+
+    blocks: tuple[Block, ...]
+    join: str
+
+    def __init__(self, *blocks: Block, join: str = "concat") -> None:
+        if len(blocks) < 2 or join not in ("concat", "sum"):
+            raise conv_error("Branches", "at least two blocks, joined by 'concat' or 'sum'",
+                             got={"blocks": len(blocks), "join": join}, also=ValueError)  # fmt: skip
+        object.__setattr__(self, "blocks", tuple(blocks))
+        object.__setattr__(self, "join", join)
+
+
+@dataclass(frozen=True)
+class Shuffle(_Composite):
+    """Channel shuffle: (groups, channels / groups) transposed. Source: Zhang et al. 2017, arXiv:1707.01083."""
+
+    groups: int
+
+
+@dataclass(frozen=True)
+class Permute(_Composite):
+    """Channels taken in another order; the order itself is data (`index`), as weights are."""
+
+    channels: int
+
+
+@dataclass(frozen=True)
+class Gate(_Composite):
+    """Squeeze-and-excitation: each channel times a learned weight. Source: Hu et al. 2017, arXiv:1709.01507."""
+
+    reduction: int = 16
+
+
+@dataclass(frozen=True)
+class Deform(_Composite):
+    """A convolution whose sampling points are shifted by learned offsets, and weighted where `modulated`.
+
+    Source:  Dai et al. 2017, arXiv:1703.06211; Zhu et al. 2018, arXiv:1811.11168.
+    """
+
+    conv: ConvSpec
+    offset_groups: int = 1
+    modulated: bool = False
+
+    @property
+    def offset_conv(self) -> ConvSpec:
+        """The convolution that computes the offsets, and the mask where modulated."""
+        taps = 1
+        for k in self.conv.kernel_size:
+            taps *= k
+        per_tap = self.conv.spatial_dims + self.modulated
+        return self.conv.replace(out_channels=self.offset_groups * taps * per_tap, groups=1, bias=True)
+
+
+Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform
+
+
+def convs(block: Block) -> Iterator[ConvSpec]:
+    """Every convolution of a block, from left to right (a gate's two layers are not spelled as such)."""
+    match block:
+        case ConvSpec():
+            yield block
+        case Chain() | Branches():
+            for part in block.blocks:
+                yield from convs(part)
+        case Deform():
+            yield block.offset_conv
+            yield block.conv
+        case Shuffle() | Permute() | Gate():
+            return
+        case _:
+            assert_never(block)
