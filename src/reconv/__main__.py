@@ -1,0 +1,5 @@
+"""`python -m reconv` is the command `reconv`."""
+
+from reconv.cli import app
+
+app()
