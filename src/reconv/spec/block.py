@@ -24,6 +24,7 @@ class Chain(_Composite):
     blocks: tuple[Block, ...]
 
     def __init__(self, *blocks: Block) -> None:
+        _check_blocks("Chain", blocks)
         flat = [part for b in blocks for part in (b.blocks if isinstance(b, Chain) else (b,))]
         if len(flat) < 2:
             raise conv_error("Chain", "a chain has at least two blocks", got={"blocks": len(flat)}, also=ValueError)
@@ -38,6 +39,7 @@ class Branches(_Composite):
     join: str
 
     def __init__(self, *blocks: Block, join: str = "concat") -> None:
+        _check_blocks("Branches", blocks)
         if len(blocks) < 2 or join not in ("concat", "sum"):
             raise conv_error("Branches", "at least two blocks, joined by 'concat' or 'sum'",
                              got={"blocks": len(blocks), "join": join}, also=ValueError)  # fmt: skip
@@ -51,6 +53,9 @@ class Shuffle(_Composite):
 
     groups: int
 
+    def __post_init__(self) -> None:
+        _check_count(self, "groups")
+
 
 @dataclass(frozen=True)
 class Permute(_Composite):
@@ -58,12 +63,18 @@ class Permute(_Composite):
 
     channels: int
 
+    def __post_init__(self) -> None:
+        _check_count(self, "channels")
+
 
 @dataclass(frozen=True)
 class Gate(_Composite):
     """Squeeze-and-excitation: each channel times a learned weight. Source: Hu et al. 2017, arXiv:1709.01507."""
 
     reduction: int = 16
+
+    def __post_init__(self) -> None:
+        _check_count(self, "reduction")
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,15 @@ class Deform(_Composite):
     offset_groups: int = 1
     modulated: bool = False
 
+    def __post_init__(self) -> None:
+        _check_blocks("Deform", (self.conv,))
+        _check_count(self, "offset_groups")
+        if self.conv.transposed:
+            raise conv_error("Deform", "the convolution must not be transposed", spec=self.conv, also=ValueError)
+        if self.conv.in_channels % self.offset_groups:
+            raise conv_error("Deform", "in_channels must be divisible by offset_groups",
+                             got={"offset_groups": self.offset_groups}, spec=self.conv, also=ValueError)  # fmt: skip
+
     @property
     def offset_conv(self) -> ConvSpec:
         """The convolution that computes the offsets, and the mask where modulated."""
@@ -88,6 +108,18 @@ class Deform(_Composite):
 
 
 Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform
+
+
+def _check_blocks(name: str, blocks: tuple[object, ...]) -> None:
+    for block in blocks:
+        if not isinstance(block, Block):
+            raise conv_error(name, "each part must be a block", got={"part": repr(block)}, also=TypeError)
+
+
+def _check_count(block: object, field: str) -> None:
+    value = getattr(block, field)
+    if not isinstance(value, int) or value < 1:
+        raise conv_error(type(block).__name__, f"{field} must be an integer >= 1", got={field: value}, also=ValueError)
 
 
 def convs(block: Block) -> Iterator[ConvSpec]:

@@ -27,7 +27,8 @@ class ConvSpec:
              padding: an int, one per dimension, a (lo, hi) pair per dimension, or "same" or "valid".
              padding_mode: "zeros", "reflect", "replicate" or "circular".
     Raises:  ConvError: when the arguments do not describe a convolution.
-    Example: >>> spec = ConvSpec(in_channels=16, out_channels=32, kernel_size=(3, 3), padding=1)
+    Example:
+             >>> spec = ConvSpec(in_channels=16, out_channels=32, kernel_size=(3, 3), padding=1)
              >>> spec.padding, spec.weight_shape, str(spec)
              (((1, 1), (1, 1)), (32, 16, 3, 3), 'ic16oc32k3x3p1')
     """

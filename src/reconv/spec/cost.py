@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from math import prod
 from typing import assert_never
 
+from reconv.errors import conv_error
 from reconv.spec.block import Block, Branches, Chain, Deform, Gate, Permute, Shuffle
 from reconv.spec.conv import ConvSpec
+from reconv.spec.geometry import in_channels as taken_channels
 from reconv.spec.geometry import out_channels, output_shape
 
 
 def params(block: Block, in_channels: int | None = None) -> int:
-    """Learned numbers of a block, weights and biases; `in_channels` is needed where no convolution comes first.
+    """Learned numbers of a block, weights and biases; `in_channels` is needed only where no part tells them.
 
-    Example: >>> params(ConvSpec(in_channels=64, out_channels=64, kernel_size=(3, 3), groups=8, bias=False))
+    Example:
+             >>> params(ConvSpec(in_channels=64, out_channels=64, kernel_size=(3, 3), groups=8, bias=False))
              4608
     """
     match block:
@@ -23,17 +26,19 @@ def params(block: Block, in_channels: int | None = None) -> int:
         case Deform():
             return params(block.conv) + params(block.offset_conv)
         case Chain():
-            total = 0
+            total, channels = 0, in_channels or taken_channels(block)
             for part in block.blocks:
-                total += params(part, in_channels)
-                in_channels = out_channels(part, in_channels or 0)
+                total += params(part, channels)
+                channels = out_channels(part, channels or 0) or None
             return total
         case Branches():
-            return sum(params(part, in_channels) for part in block.blocks)
+            channels = in_channels or taken_channels(block)
+            return sum(params(part, channels) for part in block.blocks)
         case Gate():
-            channels = in_channels or 0
-            hidden = max(1, channels // block.reduction)
-            return channels * hidden * 2 + hidden + channels
+            if in_channels is None:
+                raise conv_error("params", "a gate must know its channels", do="Give in_channels.", spec=block)
+            hidden = max(1, in_channels // block.reduction)
+            return in_channels * hidden * 2 + hidden + in_channels
         case Shuffle() | Permute():
             return 0
         case _:
@@ -43,7 +48,8 @@ def params(block: Block, in_channels: int | None = None) -> int:
 def macs(block: Block, input_shape: Sequence[int]) -> int:
     """Multiply-accumulates of a block on the whole batch `input_shape`, (N, C, *spatial).
 
-    Example: >>> macs(ConvSpec(in_channels=16, out_channels=32, kernel_size=(3, 3), padding=1), (1, 16, 28, 28))
+    Example:
+             >>> macs(ConvSpec(in_channels=16, out_channels=32, kernel_size=(3, 3), padding=1), (1, 16, 28, 28))
              3612672
     """
     shape = tuple(input_shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import assert_never
 
@@ -15,7 +15,8 @@ def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
     """Shape of a block's output for an input (N, C, *spatial).
 
     Raises:  ConvError: when the channels or the number of dimensions do not fit, or an output would be empty.
-    Example: >>> output_shape(ConvSpec(in_channels=3, out_channels=8, kernel_size=(3, 3), stride=2), (1, 3, 9, 9))
+    Example:
+             >>> output_shape(ConvSpec(in_channels=3, out_channels=8, kernel_size=(3, 3), stride=2), (1, 3, 9, 9))
              (1, 8, 4, 4)
     """
     shape = tuple(int(n) for n in input_shape)
@@ -60,7 +61,8 @@ def out_channels(block: Block, in_channels: int) -> int:
 def in_channels(block: Block) -> int | None:
     """Channels that a block takes; None where none of its parts tells them.
 
-    Example: >>> in_channels(Chain(Shuffle(2), ConvSpec(in_channels=8, out_channels=4, kernel_size=(1,))))
+    Example:
+             >>> in_channels(Chain(Shuffle(2), ConvSpec(in_channels=8, out_channels=4, kernel_size=(1,))))
              8
     """
     match block:
@@ -84,12 +86,16 @@ def in_channels(block: Block) -> int | None:
 
 
 def receptive_field(block: Block, spatial_dims: int | None = None) -> Ints:
-    """Input samples, per axis, that one output position can see; the largest over positions.
+    """Extent of the input, per axis, that one output position sees; the largest over positions.
 
-    Example: >>> receptive_field(Chain(*[ConvSpec(in_channels=8, out_channels=8, kernel_size=(3, 3))] * 2))
+    A gate looks at the whole map, to weigh channels; that is left out.
+
+    Example:
+             >>> receptive_field(Chain(*[ConvSpec(in_channels=8, out_channels=8, kernel_size=(3, 3))] * 2))
              (5, 5)
     """
-    return tuple(max(1, hi - lo + 1) for lo, hi in _window(block, spatial_dims))
+    dims = spatial_dims or next((spec.spatial_dims for spec in convs(block)), 2)
+    return tuple(max(_widths(block, axis)) for axis in range(dims))
 
 
 def axis_length(spec: ConvSpec, axis: int, length: int) -> int:
@@ -111,8 +117,9 @@ def _conv_output(spec: ConvSpec, shape: Ints) -> Ints:
                          also=RuntimeError)  # fmt: skip
     lengths = tuple(axis_length(spec, axis, n) for axis, n in enumerate(shape[2:]))
     if any(n < 1 for n in lengths):
-        raise conv_error("output_shape", "the padded input must be at least as large as the dilated kernel",
-                         got={"input_shape": shape}, spec=spec, also=RuntimeError)  # fmt: skip
+        must = "the padding must leave some of the output" if spec.transposed else (
+            "the padded input must be at least as large as the dilated kernel")  # fmt: skip
+        raise conv_error("output_shape", must, got={"input_shape": shape}, spec=spec, also=RuntimeError)
     return (shape[0], spec.out_channels, *lengths)
 
 
@@ -134,45 +141,35 @@ def _check_mixing(block: Shuffle | Permute | Gate, shape: Ints) -> None:
                          also=RuntimeError)  # fmt: skip
 
 
-def _window(block: Block, dims: int | None) -> list[tuple[int, int]]:
-    """Hull of input offsets, per axis, over one period of output positions, relative to the position's own.
-
-    Offsets are taken over `period` consecutive outputs, so that transposed strides are right.
-    """
-    dims = dims or next((spec.spatial_dims for spec in convs(block)), 2)
-    widest = []
-    for axis in range(dims):
-        period = prod(s.stride[axis] for s in convs(block) if s.transposed)
-        spans = [_span(block, axis, i, i) for i in range(period)]
-        lo, hi = max((s for s in spans if s), key=lambda s: s[1] - s[0], default=(0, 0))
-        widest.append((lo, hi))
-    return widest
+def _widths(block: Block, axis: int) -> Iterator[int]:
+    """Extent of what is seen by each output position, over one period of the transposed strides."""
+    for position in range(prod(spec.stride[axis] for spec in convs(block) if spec.transposed)):
+        seen = _seen(block, axis, {position})
+        yield max(seen) - min(seen) + 1 if seen else 1
 
 
-def _span(block: Block, axis: int, lo: int, hi: int) -> tuple[int, int] | None:
-    """Input interval seen by the output interval [lo, hi]; None where nothing is."""
+def _seen(block: Block, axis: int, positions: set[int]) -> set[int]:
+    """Input positions, inside the input or not, that some output positions see."""
     match block:
         case ConvSpec():
-            return _conv_span(block, axis, lo, hi)
+            return _conv_seen(block, axis, positions)
         case Deform():
-            return _conv_span(block.conv, axis, lo, hi)
+            return _conv_seen(block.conv, axis, positions)
         case Chain():
-            span: tuple[int, int] | None = (lo, hi)
             for part in reversed(block.blocks):
-                span = _span(part, axis, *span) if span else None
-            return span
+                positions = _seen(part, axis, positions)
+            return positions
         case Branches():
-            spans = [s for part in block.blocks if (s := _span(part, axis, lo, hi))]
-            return (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else None
+            return set().union(*(_seen(part, axis, positions) for part in block.blocks))
         case Shuffle() | Permute() | Gate():
-            return lo, hi
+            return positions
         case _:
             assert_never(block)
 
 
-def _conv_span(spec: ConvSpec, axis: int, lo: int, hi: int) -> tuple[int, int] | None:
-    k, s, d, pad = spec.kernel_size[axis], spec.stride[axis], spec.dilation[axis], spec.padding[axis][0]
-    if not spec.transposed:
-        return lo * s - pad, hi * s - pad + d * (k - 1)
-    seen = [(i + pad - d * t) // s for i in range(lo, hi + 1) for t in range(k) if (i + pad - d * t) % s == 0]
-    return (min(seen), max(seen)) if seen else None
+def _conv_seen(spec: ConvSpec, axis: int, positions: set[int]) -> set[int]:
+    stride, lo = spec.stride[axis], spec.padding[axis][0]
+    taps = [spec.dilation[axis] * t for t in range(spec.kernel_size[axis])]
+    if spec.transposed:
+        return {(p + lo - tap) // stride for p in positions for tap in taps if (p + lo - tap) % stride == 0}
+    return {p * stride - lo + tap for p in positions for tap in taps}

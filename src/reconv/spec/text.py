@@ -17,12 +17,14 @@ from reconv.spec.block import Block, Branches, Chain, Deform, Gate, Permute, Shu
 from reconv.spec.conv import PADDING_MODES, ConvSpec, Ints, Pads
 
 _MODES = "|".join(PADDING_MODES[1:])
+_N = "[0-9]{1,9}"
 _CONV = re.compile(
-    r"ic(?P<ic>\d+)oc(?P<oc>\d+)k(?P<k>\d+(?:x\d+){0,2})"
-    r"(?:s(?P<s>\d+(?:x\d+)*))?(?:p(?P<p>\d+(?::\d+)?(?:x\d+(?::\d+)?)*))?(?:d(?P<d>\d+(?:x\d+)*))?(?:g(?P<g>\d+))?"
-    rf"(?P<t>t(?:op(?P<op>\d+(?:x\d+)*))?)?(?P<nb>nb)?(?:m(?P<m>{_MODES}))?"
+    rf"ic(?P<ic>{_N})oc(?P<oc>{_N})k(?P<k>{_N}(?:x{_N}){{0,2}})"
+    rf"(?:s(?P<s>{_N}(?:x{_N})*))?(?:p(?P<p>{_N}(?::{_N})?(?:x{_N}(?::{_N})?)*))?"
+    rf"(?:d(?P<d>{_N}(?:x{_N})*))?(?:g(?P<g>{_N}))?"
+    rf"(?P<t>t(?:op(?P<op>{_N}(?:x{_N})*))?)?(?P<nb>nb)?(?:m(?P<m>{_MODES}))?"
 )
-_TOKEN = re.compile(r"\s*(->|[|+(),]|[a-z][a-z0-9:]*|\d+)")
+_TOKEN = re.compile(r"\s*(->|[|+(),]|[a-z][a-z0-9:]*|[0-9]+)")
 _NUMBERED: dict[str, Callable[[int], Block]] = {"shuffle": Shuffle, "permute": Permute, "se": Gate}
 MAX_TEXT, MAX_DEPTH = 100_000, 50
 
@@ -72,8 +74,9 @@ def block_text(block: Block) -> str:
 def parse(text: str) -> Block:
     """Reads a block from its text.
 
-    Raises:  ConvError (a ValueError): when the text is not one.
-    Example: >>> str(parse("ic8oc8k3x3p1g8nb -> (ic8oc4k1x1 | ic8oc4k3x3p1)"))
+    Raises:  ConvError: when the text is not one (a ValueError), or tells a convolution that cannot be.
+    Example:
+             >>> str(parse("ic8oc8k3x3p1g8nb -> (ic8oc4k1x1 | ic8oc4k3x3p1)"))
              'ic8oc8k3x3p1g8nb -> (ic8oc4k1x1 | ic8oc4k3x3p1)'
     """
     if len(text) > MAX_TEXT:
@@ -167,7 +170,7 @@ class _Parser:
             word = self.take()
             if word == "mask":
                 modulated = True
-            elif re.fullmatch(r"og\d+", word):
+            elif re.fullmatch(rf"og{_N}", word):
                 offset_groups = int(word[2:])
             else:
                 raise self.wrong("deform takes og<number> and mask")
@@ -209,8 +212,8 @@ class _Parser:
 
     def number(self) -> int:
         token = self.take()
-        if not token.isdecimal() or int(token) < 1:
-            raise self.wrong("a number >= 1 is expected")
+        if not re.fullmatch(_N, token) or int(token) < 1:
+            raise self.wrong("a number >= 1, of at most nine digits, is expected")
         return int(token)
 
     def wrong(self, must: str) -> ConvError:

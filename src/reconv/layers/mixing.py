@@ -1,0 +1,83 @@
+"""Layers that mix or weigh whole channels.
+
+Each takes (N, C, *spatial). Where `spatial_dims` is given, unbatched (C, *spatial) is understood as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reconv.ops.functional import shuffled
+
+
+def channel_dim(spatial_dims: int | None) -> int:
+    """The axis of the channels: counted from the end, where the number of spatial axes is known."""
+    return 1 if spatial_dims is None else -1 - spatial_dims
+
+
+class ChannelShuffle(nn.Module):
+    """y[n, j·groups + i] = x[n, i·(C/groups) + j]: channels of different groups become neighbours.
+
+    Source:  Zhang et al. 2017, arXiv:1707.01083
+    """
+
+    def __init__(self, groups: int, spatial_dims: int | None = None) -> None:
+        super().__init__()
+        self.groups, self.dim = groups, channel_dim(spatial_dims)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return shuffled(input, self.groups, self.dim % input.ndim)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}"
+
+
+class ChannelPermute(nn.Module):
+    """y[n, c] = x[n, index[c]]. The order is data: the buffer `index`, at first the identity."""
+
+    index: Tensor
+
+    def __init__(self, channels: int, spatial_dims: int | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.dim = channel_dim(spatial_dims)
+        self.register_buffer("index", torch.arange(channels, device=device))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input.index_select(self.dim, self.index)
+
+    def extra_repr(self) -> str:
+        return str(self.index.numel())
+
+
+class SqueezeExcite(nn.Module):
+    """y[n, c] = x[n, c] · sigmoid(expand(relu(reduce(mean of x over space))))[n, c].
+
+    Args:    reduction: the hidden layer has max(1, channels // reduction) units.
+    Source:  Hu et al. 2017, arXiv:1709.01507, equations 2 to 4
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        spatial_dims: int | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.reduction, self.spatial_dims = reduction, spatial_dims
+        self.reduce = nn.Linear(channels, hidden, device=device, dtype=dtype)
+        self.expand = nn.Linear(hidden, channels, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        dims = input.ndim - 2 if self.spatial_dims is None else self.spatial_dims
+        squeezed = input.flatten(-dims).mean(-1)
+        scale = self.expand(self.reduce(squeezed).relu()).sigmoid()
+        return input * scale.reshape(*scale.shape, *[1] * dims)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction}"

@@ -1,0 +1,253 @@
+"""The entrances: torch.nn.functional's own signatures and results, with a padding per side besides.
+
+Plain arguments go straight to PyTorch. Only where it refuses is the reason looked for and told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from reconv.errors import ConvError, conv_error, error_type
+from reconv.spec import ConvSpec, output_shape
+
+__all__ = [
+    "channel_shuffle",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+]
+
+Size = int | Sequence[int]
+Padding = str | int | Sequence[int | tuple[int, int]]
+Pairs = Sequence[tuple[int, int]]
+
+CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
+    1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d,
+}  # fmt: skip
+_TRANSLATED = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
+
+
+class Conv(Protocol):
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+    ) -> Tensor: ...
+
+
+class ConvTranspose(Protocol):
+    def __call__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Padding = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        dilation: Size = 1,
+    ) -> Tensor: ...
+
+
+def _conv(dims: int) -> Conv:
+    def conv(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """Convolution, as torch.nn.functional's of the same name.
+
+            y[n, o, p] = bias[o] + Σ_{c,k} weight[o, c, k] · input[n, c, stride·p + dilation·k − lo]
+
+        Args:    input: (N, C_in, *spatial) or (C_in, *spatial); N may be 0.
+                 weight: (C_out, C_in / groups, *kernel). bias: (C_out,).
+                 padding: a number, one per axis, a (lo, hi) pair per axis, "same" or "valid".
+        Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial)
+        Raises:  ConvError, of the builtin type that torch raises: when the arguments do not fit each other.
+        """
+        return conv_nd(dims, input, weight, bias, stride, padding, dilation, groups)
+
+    return _named(conv, f"conv{dims}d")
+
+
+def _conv_transpose(dims: int) -> ConvTranspose:
+    def conv_transpose(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Padding = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        dilation: Size = 1,
+    ) -> Tensor:
+        """Transposed convolution, as torch.nn.functional's of the same name.
+
+            y[n, o, stride·p + dilation·k − lo] += weight[c, o, k] · input[n, c, p], plus bias[o]
+
+        Args:    input: (N, C_in, *spatial) or (C_in, *spatial); N may be 0.
+                 weight: (C_in, C_out / groups, *kernel). bias: (C_out,).
+                 padding: what is cut off the output: a number, one per axis or a (lo, hi) pair per axis.
+        Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial)
+        Raises:  ConvError, of the builtin type that torch raises: when the arguments do not fit each other.
+        """
+        return conv_nd(dims, input, weight, bias, stride, padding, dilation, groups, output_padding, transposed=True)
+
+    return _named(conv_transpose, f"conv_transpose{dims}d")
+
+
+def _named(function: Any, name: str) -> Any:
+    function.__name__ = function.__qualname__ = name
+    return function
+
+
+conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = _conv_transpose(1), _conv_transpose(2), _conv_transpose(3)
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """Makes channels of different groups neighbours.
+
+        y[n, j·groups + i] = x[n, i·(C / groups) + j]
+
+    Args:    input: (N, C, …), any number of further axes.
+    Raises:  ConvError (a RuntimeError): when groups does not divide the channels.
+    Source:  Zhang et al. 2017, arXiv:1707.01083
+    Example:
+             >>> import torch
+             >>> channel_shuffle(torch.arange(6).view(1, 6), 2)
+             tensor([[0, 3, 1, 4, 2, 5]])
+    """
+    if input.ndim < 2 or groups < 1 or input.shape[1] % groups:
+        raise conv_error("channel_shuffle", "input must be (N, C, …) with channels divisible by groups >= 1",
+                         got={"input": tuple(input.shape), "groups": groups}, also=RuntimeError)  # fmt: skip
+    return shuffled(input, groups, 1)
+
+
+def shuffled(input: Tensor, groups: int, dim: int) -> Tensor:
+    """channel_shuffle with the channels on the axis `dim` >= 0."""
+    grouped = input.unflatten(dim, (groups, input.shape[dim] // groups))
+    return grouped.transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+def conv_nd(
+    dims: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    output_padding: Size = 0,
+    *,
+    transposed: bool = False,
+) -> Tensor:
+    """Every entrance above: any number of dimensions, transposed or not."""
+    try:
+        pairs = _pairs(padding, dims)
+        if transposed:
+            settings = (output_padding, groups, dilation)
+            if pairs is None:
+                return CONV_TRANSPOSE[dims](input, weight, bias, stride, padding, *settings)
+            even = [min(pair) for pair in pairs]  # torch cuts the even part off, we the rest
+            output = CONV_TRANSPOSE[dims](input, weight, bias, stride, even, *settings)
+            return _cut(output, [(lo - both, hi - both) for (lo, hi), both in zip(pairs, even, strict=True)])
+        if pairs is None:
+            return CONV[dims](input, weight, bias, stride, padding, dilation, groups)
+        return CONV[dims](F.pad(input, flat_pads(pairs)), weight, bias, stride, 0, dilation, groups)
+    except _TRANSLATED as error:
+        if type(error) not in _TRANSLATED:  # subclasses steer torch itself: out of memory, tracing, …
+            raise
+        settings_ = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+                     "output_padding": output_padding, "transposed": transposed}  # fmt: skip
+        raise _explained(error, dims, input, weight, bias, settings_) from error
+
+
+def flat_pads(pairs: Pairs) -> list[int]:
+    """(lo, hi) per axis in the order of F.pad, which begins with the last axis."""
+    return [side for pair in reversed(pairs) for side in pair]
+
+
+def _pairs(padding: Any, dims: int) -> Pairs | None:
+    """A (lo, hi) pair for each axis where padding has pairs; None where torch itself understands it."""
+    if not isinstance(padding, (tuple, list)) or not any(isinstance(p, (tuple, list)) for p in padding):
+        return None
+    pairs = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in padding]
+    pairs = pairs * dims if len(pairs) == 1 else pairs
+    if len(pairs) != dims or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        raise RuntimeError("padding must be a (lo, hi) pair of numbers >= 0 for each axis")
+    return pairs
+
+
+def _cut(output: Tensor, amounts: Pairs) -> Tensor:
+    for axis, (lo, hi) in enumerate(amounts, start=output.ndim - len(amounts)):
+        if lo or hi:
+            length = output.shape[axis] - lo - hi
+            if length < 1:
+                raise RuntimeError("the padding must leave some of the output")
+            output = output.narrow(axis, lo, length)
+    return output
+
+
+# -- why torch refused ----------------------------------------------------------------------------
+def _explained(error: Exception, dims: int, input: Any, weight: Any, bias: Any, settings: dict[str, Any]) -> ConvError:
+    """What must hold, in our words where a rule is broken and else in torch's; always of torch's error type."""
+    name = f"conv_transpose{dims}d" if settings["transposed"] else f"conv{dims}d"
+    try:
+        for broken in _broken(name, dims, input, weight, bias, settings):
+            return error_type(type(error))(str(broken))
+    except ConvError as broken:  # from ConvSpec or output_shape
+        return error_type(type(error))(f"{name}: {str(broken).partition(': ')[2]}")
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    got = {"input": _shape(input), "weight": _shape(weight), "bias": _shape(bias), **settings}
+    return conv_error(name, reason, got=got, also=type(error))
+
+
+def _broken(name: str, dims: int, input: Any, weight: Any, bias: Any, settings: dict[str, Any]) -> Iterator[ConvError]:
+    """The rules that the arguments break, the most basic first."""
+    tensors = {"input": input, "weight": weight} | ({} if bias is None else {"bias": bias})
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor):
+            yield conv_error(name, f"{key} must be a tensor", got={key: type(value).__name__})
+    order = "(C_in, C_out / groups" if settings["transposed"] else "(C_out, C_in / groups"
+    if weight.ndim != dims + 2:
+        yield conv_error(name, f"weight must be {order}, and {dims} spatial axes)", got={"weight": _shape(weight)})
+    if input.ndim not in (dims + 1, dims + 2):
+        yield conv_error(name, f"input must be (N, C_in, *spatial) or (C_in, *spatial) with {dims} spatial axes",
+                         got={"input": _shape(input)})  # fmt: skip
+    groups, channels = settings["groups"], input.shape[-dims - 1]
+    out_channels = weight.shape[1] * groups if settings["transposed"] else weight.shape[0]
+    spec = ConvSpec(in_channels=channels, out_channels=out_channels, kernel_size=tuple(weight.shape[2:]),
+                    bias=bias is not None, **settings)  # fmt: skip
+    if tuple(weight.shape) != spec.weight_shape:
+        got = {"input": _shape(input), "weight": _shape(weight), "groups": groups}
+        yield conv_error(name, f"weight must be {order}, *kernel), here {spec.weight_shape}", got=got, spec=spec)
+    if bias is not None and tuple(bias.shape) != (out_channels,):
+        yield conv_error(name, f"bias must be (C_out,), here ({out_channels},)", got={"bias": _shape(bias)}, spec=spec)
+    for what in ("dtype", "device"):
+        values = {key: getattr(value, what) for key, value in tensors.items()}
+        if len(set(values.values())) > 1:
+            yield conv_error(name, f"all tensors must have the same {what}", got=values, spec=spec)
+    output_shape(spec, (1, *input.shape[-dims - 1 :]))
+
+
+def _shape(value: Any) -> object:
+    return tuple(value.shape) if isinstance(value, Tensor) else value

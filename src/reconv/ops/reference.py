@@ -1,0 +1,112 @@
+"""Every block, slow and plain: the truth in tests. NumPy, float64, a loop over the points of the kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reconv.errors import conv_error
+from reconv.spec import Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle
+from reconv.spec.geometry import axis_length
+
+Array = NDArray[np.float64]
+_MODES: dict[str, Any] = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def run(block: Block, tensors: Mapping[str, Any], x: Any) -> Array:
+    """What `layers.build(block)` gives with the state dict `tensors` (tensors or arrays) for x: (N, C, *spatial).
+
+    Example:
+             >>> spec = ConvSpec(in_channels=1, out_channels=1, kernel_size=(2,), bias=False)
+             >>> run(spec, {"weight": [[[1, 10]]]}, [[[1, 2, 3]]])
+             array([[[21., 32.]]])
+    """
+    x = _array(x)
+    match block:
+        case ConvSpec():
+            bias = _array(tensors["bias"]) if block.bias else np.zeros(block.out_channels)
+            compute = conv_transpose if block.transposed else conv
+            return compute(block, x, _array(tensors["weight"]), bias)
+        case Chain():
+            for i, part in enumerate(block.blocks):
+                x = run(part, _inner(tensors, i), x)
+            return x
+        case Branches():
+            outputs = [run(part, _inner(tensors, i), x) for i, part in enumerate(block.blocks)]
+            return np.concatenate(outputs, axis=1) if block.join == "concat" else np.sum(outputs, axis=0)
+        case Shuffle():
+            size = x.shape[1] // block.groups
+            return np.stack([x[:, g * size + j] for j in range(size) for g in range(block.groups)], axis=1)
+        case Permute():
+            return x[:, _array(tensors["index"]).astype(int)]
+        case Gate():
+            return gate(x, {name: _array(tensor) for name, tensor in tensors.items()})
+        case Deform():
+            raise conv_error("reference.run", "the block must not be deformable yet", spec=block,
+                             also=NotImplementedError)  # fmt: skip
+        case _:
+            assert_never(block)
+
+
+def conv(spec: ConvSpec, x: Array, weight: Array, bias: Array) -> Array:
+    """y[n, o, p] = b[o] + Σ_{c,k} w[o, c, k] · x[n, c, s·p + d·k], where x is padded and c runs over o's group."""
+    lengths = [axis_length(spec, axis, n) for axis, n in enumerate(x.shape[2:])]
+    x = np.pad(x, [(0, 0), (0, 0), *spec.padding], mode=_MODES[spec.padding_mode])
+    y = np.zeros((len(x), spec.out_channels, *lengths)) + _per_channel(bias, lengths)
+    for k in np.ndindex(*spec.kernel_size):
+        points = _points(spec, k, lengths)
+        for outs, ins in _groups(spec):
+            y[:, outs] += np.einsum("nc...,oc->no...", x[:, ins][points], weight[(outs, ..., *k)])
+    return y
+
+
+def conv_transpose(spec: ConvSpec, x: Array, weight: Array, bias: Array) -> Array:
+    """y[n, o, s·p + d·k] += w[c, o, k] · x[n, c, p], where o runs over c's group; then the padding is cut off y."""
+    lengths = [axis_length(spec, axis, n) for axis, n in enumerate(x.shape[2:])]
+    uncut = [lo + n + hi for (lo, hi), n in zip(spec.padding, lengths, strict=True)]
+    y = np.zeros((len(x), spec.out_channels, *uncut))
+    for k in np.ndindex(*spec.kernel_size):
+        points = _points(spec, k, x.shape[2:])
+        for outs, ins in _groups(spec):
+            y[:, outs][points] += np.einsum("nc...,co->no...", x[:, ins], weight[(ins, ..., *k)])
+    kept: tuple[Any, ...] = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, lengths, strict=True))
+    return y[(..., *kept)] + _per_channel(bias, lengths)
+
+
+def gate(x: Array, tensors: Mapping[str, Array]) -> Array:
+    """x · sigmoid(expand(relu(reduce(mean of x over space)))), a number per channel."""
+    mean = x.reshape(*x.shape[:2], -1).mean(-1)
+    hidden = np.maximum(mean @ tensors["reduce.weight"].T + tensors["reduce.bias"], 0)
+    scale = 1 / (1 + np.exp(-(hidden @ tensors["expand.weight"].T + tensors["expand.bias"])))
+    return x * _per_channel(scale, x.shape[2:])
+
+
+def _groups(spec: ConvSpec) -> list[tuple[slice, slice]]:
+    """The output and input channels of each group; the transposed weight has its input channels first."""
+    out, into = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    return [(slice(g * out, (g + 1) * out), slice(g * into, (g + 1) * into)) for g in range(spec.groups)]
+
+
+def _points(spec: ConvSpec, k: tuple[int, ...], counts: Sequence[int]) -> tuple[Any, ...]:
+    """Index of the spatial positions s·p + d·k for p = 0 … count − 1."""
+    axes = zip(spec.stride, spec.dilation, k, counts, strict=True)
+    return (..., *[slice(d * t, d * t + s * (n - 1) + 1, s) for s, d, t, n in axes])
+
+
+def _per_channel(values: Array, spatial: Sequence[int]) -> Array:
+    return values.reshape(*values.shape, *[1] * len(spatial))
+
+
+def _inner(tensors: Mapping[str, Any], part: int) -> dict[str, Any]:
+    """The tensors of one part: those that begin with its number."""
+    start = f"{part}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def _array(value: Any) -> Array:
+    if hasattr(value, "detach"):
+        value = value.detach().double().cpu().numpy()
+    return np.asarray(value, dtype=np.float64)
