@@ -1,0 +1,101 @@
+"""Running statistics of batch norms, re-estimated after the layers before them have changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reconv.data import Batch
+from reconv.surgery.clone import fresh
+
+
+def reestimate(model: nn.Module, batches: Iterable[Batch]) -> int:
+    """Sets running mean and variance of every batch norm of `model` to those of its inputs over all batches.
+
+        mean, var of {x[n, c, p] | every batch, n, p}, with each norm scaling by the batch's own statistics meanwhile
+
+    Everything but the batch norms is in evaluation mode meanwhile; modes are as before afterwards. A norm that never
+    sees two values per channel keeps its old statistics, as all do when an error is raised.
+
+    Args:    model: changed in place (its statistics only).
+    Returns: how many batch norms were re-estimated.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    seen = {norm: Moments() for norm in norms}
+    handles = [norm.register_forward_pre_hook(moments.watch) for norm, moments in seen.items()]
+    try:
+        with torch.no_grad(), evaluating(model), _statistics_kept(norms):
+            for batch in batches:
+                model(*fresh(batch.inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(_update(norm, moments) for norm, moments in seen.items())
+
+
+@dataclass
+class Moments:
+    """Count, mean and sum of squared deviations per channel, pooled over batches in double precision."""
+
+    batches: int = 0
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    deviations: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def watch(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward pre-hook: adds what comes in; lets the norm use it, where it has a variance at all."""
+        x = args[0]
+        count = math.prod(x.shape) // x.shape[1]
+        norm.training = count > 1  # not norm.train(): a dropout inside of a subclass stays off
+        if norm.training:
+            var, mean = torch.var_mean(x.detach(), [d for d in range(x.ndim) if d != 1], correction=0)
+            self.add(count, mean.double(), var.double() * count)
+
+    def add(self, count: int, mean: Tensor, deviations: Tensor) -> None:
+        """Source: Chan, Golub, LeVeque 1979, the pairwise update."""
+        total = self.count + count
+        shift = mean - self.mean
+        self.deviations = self.deviations + deviations + shift * shift * (self.count * count / total)
+        self.mean = self.mean + shift * (count / total)
+        self.count, self.batches = total, self.batches + 1
+
+
+def _update(norm: _BatchNorm, moments: Moments) -> bool:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None or not moments.count:
+        return False
+    mean.copy_(moments.mean)
+    var.copy_(moments.deviations / (moments.count - 1))
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.fill_(moments.batches)
+    return True
+
+
+@contextmanager
+def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
+    """What training mode does to the buffers meanwhile is undone."""
+    kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for buffer, old in kept:
+            buffer.copy_(old)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; each module's own mode is as before afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

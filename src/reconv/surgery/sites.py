@@ -1,0 +1,99 @@
+"""`Site`: one convolution of one network, with what surrounds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from reconv.errors import conv_error
+from reconv.spec import Block, ConvSpec
+
+
+@dataclass(frozen=True)
+class ConvCall:
+    """One run of one convolution in a forward pass."""
+
+    name: str  # of the site, or of the call itself where it is functional
+    kind: str
+    spec: ConvSpec
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    dtype: torch.dtype
+    macs: int
+    functional: bool = False
+    receptive_field: tuple[int, ...] | None = None
+
+    @property
+    def output_bytes(self) -> int:
+        return prod(self.output_shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A batch norm that follows a convolution, as the affine map that it is in evaluation: scale · y + shift."""
+
+    name: str
+    scale: Tensor  # (C,), float64
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """One convolution of one network: what it computes, how often, and its neighbours where they are known.
+
+    Args:    name: the first qualified name of its module; names: all of them.
+             block, tensors: what it computes, and the state dict of `layers.build(block)`.
+             calls: its runs in one forward pass of the example inputs.
+             norm: the batch norm that alone consumes its output; norm_refusal: why none is known.
+             activation: the module that alone consumes the output (of the norm, where there is one).
+             refusal: why its module cannot be swapped at all.
+    """
+
+    name: str
+    block: Block
+    tensors: dict[str, Tensor] = field(repr=False)
+    names: tuple[str, ...] = ()
+    calls: tuple[ConvCall, ...] = ()
+    norm: Norm | None = None
+    norm_refusal: str | None = None
+    activation: str | None = None
+    refusal: str | None = None
+
+    @property
+    def spec(self) -> ConvSpec:
+        """The convolution, where the site is still a single one."""
+        if not isinstance(self.block, ConvSpec):
+            raise conv_error("Site.spec", "the site must be a single convolution",
+                             got={"site": self.name}, spec=self.block)  # fmt: skip
+        return self.block
+
+    @property
+    def weight(self) -> Tensor:
+        return self.tensors["weight"]
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.tensors.get("bias")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(t.dtype for t in self.tensors.values() if t.is_floating_point() or t.is_complex())
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.tensors.values())).device
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of its first run."""
+        return self.calls[0].input_shape
+
+    def after(self, block: Block, tensors: dict[str, Tensor], absorbed: tuple[str, ...] = ()) -> Site:
+        """The same site once an edit has put `block` in its place and absorbed the named modules."""
+        norm = None if self.norm and self.norm.name in absorbed else self.norm
+        gone = None if norm is self.norm else "its batch norm is folded already"
+        return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal)
