@@ -1,0 +1,23 @@
+"""Engines of this machine, which time a block or a network."""
+
+from reconv.targets.cache import LatencyCache
+from reconv.targets.engine import TARGETS, Target, get_target, machine
+from reconv.targets.layout import laid_out, layout_of, to_layout
+from reconv.targets.measure import Problem, time_blocks, time_networks
+from reconv.targets.timing import Timing, interleave
+
+__all__ = [
+    "TARGETS",
+    "LatencyCache",
+    "Problem",
+    "Target",
+    "Timing",
+    "get_target",
+    "interleave",
+    "laid_out",
+    "layout_of",
+    "machine",
+    "time_blocks",
+    "time_networks",
+    "to_layout",
+]

@@ -1,0 +1,71 @@
+"""Latencies measured before, in an SQLite file of the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import warnings
+from pathlib import Path
+
+import platformdirs
+
+from reconv.targets.timing import Timing
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS latency (key TEXT PRIMARY KEY, median_ms REAL, spread_ms REAL, rounds INTEGER)"
+_complained: set[str] = set()
+
+
+def default_path() -> Path:
+    """$RECONV_CACHE/latency-1.sqlite, else in the user's cache folder. The number is that of the table's form."""
+    folder = os.environ.get("RECONV_CACHE") or platformdirs.user_cache_dir("reconv")
+    return Path(folder) / "latency-1.sqlite"
+
+
+class LatencyCache:
+    """get and put of Timings by key. A file that cannot be used is said once, and work goes on without it."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path or default_path()
+        self.connection: sqlite3.Connection | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.connection = sqlite3.connect(self.path, timeout=10)
+            with self.connection:
+                self.connection.execute(_SCHEMA)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    def get(self, key: str) -> Timing | None:
+        if self.connection is None:
+            return None
+        try:
+            row = self.connection.execute(
+                "SELECT median_ms, spread_ms, rounds FROM latency WHERE key = ?", (key,)
+            ).fetchone()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return None
+        return Timing(*row) if row else None
+
+    def put(self, key: str, timing: Timing) -> None:
+        if self.connection is None:
+            return
+        try:
+            with self.connection:
+                self.connection.execute("INSERT OR REPLACE INTO latency VALUES (?, ?, ?, ?)",
+                                        (key, timing.median_ms, timing.spread_ms, timing.rounds))  # fmt: skip
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+    def _give_up(self, error: Exception) -> None:
+        self.close()
+        self.connection = sqlite3.connect(":memory:")  # what this job measures is still known to it
+        self.connection.execute(_SCHEMA)
+        if str(self.path) not in _complained:
+            _complained.add(str(self.path))
+            warnings.warn(f"the latency cache {self.path} cannot be used ({error}); measuring without it", stacklevel=3)

@@ -1,0 +1,34 @@
+"""Memory formats of whole networks: which one a network has, and another one for a copy of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def to_layout(model: nn.Module, layout: str) -> nn.Module:
+    """Lays the 4D and 5D parameters out as `contiguous` or `channels_last`, in place; returns the model.
+
+    Convolutions whose weights are channels_last give channels_last outputs, so that the whole network follows.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.dim() in _CHANNELS_LAST:
+            tensor.data = laid_out(tensor.data, layout)
+    return model
+
+
+def laid_out(tensor: Tensor, layout: str) -> Tensor:
+    """The tensor in a memory format, where its number of dimensions knows one."""
+    if layout == "channels_last" and tensor.dim() in _CHANNELS_LAST:
+        return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()])
+    return tensor.contiguous()
+
+
+def layout_of(model: nn.Module) -> str:
+    """`channels_last` where some weight can only be read so, else `contiguous`."""
+    for tensor in model.parameters():
+        if tensor.dim() in _CHANNELS_LAST and not tensor.is_contiguous():
+            return "channels_last"
+    return "contiguous"

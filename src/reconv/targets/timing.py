@@ -1,0 +1,50 @@
+"""Interleaved timing: every candidate once a round, so that drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+from reconv.errors import conv_error
+
+Runner = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median and spread (interquartile range) over rounds, in milliseconds."""
+
+    median_ms: float
+    spread_ms: float
+    rounds: int
+
+    @classmethod
+    def of(cls, samples_ms: Sequence[float]) -> Timing:
+        """Raises ConvError where there is nothing to take a median of."""
+        if not samples_ms:
+            raise conv_error("Timing", "at least one sample is needed", got={"samples": 0}, also=ValueError)
+        if len(samples_ms) < 2:
+            return cls(samples_ms[0], 0.0, 1)
+        low, _, high = quantiles(samples_ms, n=4, method="inclusive")
+        return cls(median(samples_ms), high - low, len(samples_ms))
+
+
+def interleave(runners: Sequence[Runner], seconds: float, least: int = 5, most: int = 60) -> list[Timing]:
+    """Times each runner once a round until `seconds` are spent; `least` to `most` rounds.
+
+    A single call is a sample: between two calls of one runner the others run, so that caches are as cold as they are
+    inside a network.
+    """
+    for run in runners:  # warm-up: allocations, primitive caches
+        run()
+        run()
+    samples: list[list[float]] = [[] for _ in runners]
+    until = time.perf_counter() + seconds
+    while len(samples[0]) < least or (len(samples[0]) < most and time.perf_counter() < until):
+        for run, kept in zip(runners, samples, strict=True):
+            start = time.perf_counter_ns()
+            run()
+            kept.append((time.perf_counter_ns() - start) * 1e-6)
+    return [Timing.of(kept) for kept in samples]
