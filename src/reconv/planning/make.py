@@ -1,0 +1,234 @@
+"""`plan`: chooses what each convolution becomes so that the budget holds, by measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from reconv.costing.operators import OperatorCount
+from reconv.data import Batch, Feed
+from reconv.errors import conv_error
+from reconv.planning.budget import Budget
+from reconv.planning.edits import chosen
+from reconv.planning.plan import Edit, Plan, Refusal
+from reconv.planning.search import cheapest, choose
+from reconv.planning.table import Candidate, Progress, Table, measure
+from reconv.planning.workbench import Outcome, Workbench
+from reconv.ruleset import Rule, rules_named
+from reconv.surgery import Network, Site, find_sites, tensors_of
+from reconv.surgery.fingerprint import structure_hash
+from reconv.targets import Target, get_target, layout_of
+
+CALIBRATION = 64  # samples on which errors are measured
+CORRECTIONS = 6  # times the search is repeated with what the whole network taught
+SLACK = 0.93  # a network under this part of its latency budget has given accuracy away
+AIM = 0.985  # of the latency budget: what is aimed at, since timing is noisy
+Rules = str | Rule | Iterable[str | Rule]
+
+
+def plan(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any],
+    budget: str | Mapping[str, float | str] | Budget | None = None,
+    data: object = None,
+    target: str | Target = "torch",
+    rules: Rules = ("exact", "smaller"),
+    sites: str | Sequence[str] = "*",
+    seed: int = 0,
+    *,
+    progress: Progress | None = None,
+) -> Plan:
+    """Chooses what each convolution of `model` becomes, from measured latencies and measured errors.
+
+    Every proposal of every rule is timed in its site's place, those on the front are probed for how far the network's
+    output moves, a multiple-choice knapsack picks one a site, and the whole network is measured and the choice
+    corrected until the budget holds. Nothing that measured slower is kept.
+
+    Args:    budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
+             data: calibration inputs; None: errors are measured on `example_inputs`.
+             target: the engine that times; rules: names, groups or Rules; sites: globs of module names.
+             progress: called with (what, done, of how many).
+    Returns: a Plan; `met` says whether the budget holds, `reason` why not, `refusals` why sites stay as they are.
+    Raises:  ConvError: for a wrong budget, rule, target, network or data. An unmet budget never raises.
+    """
+    limits, found, engine = Budget.of(budget), rules_named(rules), get_target(target)
+    rewriting = [r for r in found if r.group != "exact"]
+    _check_budget_given(found, limits)
+    inputs, count = tensors_of(example_inputs), OperatorCount()
+    calibration = [Batch(inputs)] if data is None else Feed.of(data, inputs).head(CALIBRATION, seed)
+    network = find_sites(model, inputs, observers=[count])
+    meant = _meant(network, sites)
+    bench = Workbench(model, inputs, meant, found, engine, calibration, restat=data is not None)
+    planner = _Planner(bench, limits, _now(model, network, count), _forced(rules, limits), progress or _silent)
+    outcome, table = planner.search(rewriting if limits else [])
+    reasons = planner.unmet(outcome)
+    refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
+    if rewriting and not limits:
+        refusals += [Refusal("*", r.name, "it needs a budget, such as latency=0.5") for r in rewriting]
+    refusals += [*table.refusals, *_exact_refusals(bench, outcome)]
+    edits = bench.timed(outcome.edits, outcome.layout)
+    bench.cache.close()
+    return Plan(edits, tuple(refusals), {"ref": None, "hash": structure_hash(model)}, limits.text, engine.name,
+                outcome.layout, not reasons, "; ".join(reasons) or None, outcome.ratio)  # fmt: skip
+
+
+class _Planner:
+    """The search: sums of measured rows choose, the whole network corrects."""
+
+    def __init__(self, bench: Workbench, budget: Budget, now: Mapping[str, float], forced: bool,
+                 progress: Progress) -> None:  # fmt: skip
+        self.bench, self.budget, self.now, self.forced, self.progress = bench, budget, now, forced, progress
+
+    def search(self, rules: Sequence[Rule]) -> tuple[Outcome, Table]:
+        """The best network found, and the table that it was chosen from."""
+        start = self.spent(self.bench.judge([]), {}, Table())
+        best = start if start.ratio < 1 else self.as_given(start)
+        if not rules or not self.bench.sites:
+            return best, Table()
+        gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
+        table = measure(self.bench, rules, start.layout, gains, self.progress)
+        overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
+        seen: set[tuple[Edit, ...]] = set()
+        allowed = self.budget.limits["error"].value if "error" in self.budget else None
+        for step in range(CORRECTIONS):
+            self.progress("correcting by the whole network", step, CORRECTIONS)
+            choice, feasible = self.pick(table, start, overhead, allowed)
+            edits = tuple(c.edit for c in choice.values() if c.edit)
+            if edits in seen:
+                break
+            seen.add(edits)
+            outcome = self.spent(self.bench.judge(edits), choice, table)
+            best = self.better(outcome, best)
+            # what the sum of the rows did not say is carried over to the next choice
+            overhead = outcome.latency_ms * start.original_ms / outcome.original_ms
+            overhead -= sum(c.latency_ms for c in choice.values())
+            if allowed is not None and outcome.error > self.budget.limits["error"].value:
+                allowed *= 0.95 * self.budget.limits["error"].value / outcome.error
+            if not feasible or (not self.unmet(outcome) and self.tight(outcome)):
+                break
+        self.progress("correcting by the whole network", CORRECTIONS, CORRECTIONS)
+        return best, table
+
+    def as_given(self, start: Outcome) -> Outcome:
+        """The original itself, where nothing measured faster."""
+        return replace(start, edits=(), layout=layout_of(self.bench.original), ratio=1.0,
+                       latency_ms=start.original_ms, error=0.0)  # fmt: skip
+
+    def pick(self, table: Table, start: Outcome, overhead: float,
+             allowed: float | None) -> tuple[dict[str, Candidate], bool]:  # fmt: skip
+        """One candidate a site within the limits; where none are, the cheapest, and False."""
+        limits = {}
+        for name, limit in self.budget.limits.items():
+            if name == "latency":
+                limits[name] = AIM * limit.amount(start.original_ms) - overhead
+            elif name != "error":
+                fixed = self.now[name] - sum(row[0].costs[name] for row in table.candidates.values())
+                limits[name] = limit.amount(self.now[name]) - fixed
+        if allowed is not None:
+            limits["error"] = allowed
+        goal = "latency" if self.budget.only_error else "error"
+        choice = choose(table.candidates, limits, goal, every=self.forced)
+        if choice is not None:
+            return choice, True
+        return cheapest(table.candidates, [n for n in limits if n != "error"] or ["latency"]), False
+
+    def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:
+        """The outcome with its macs, params and memory."""
+        totals = dict(self.now)
+        for site, candidate in choice.items():
+            for name in totals:
+                totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]
+        return replace(outcome, macs=totals["macs"], params=totals["params"], memory=totals["memory"])
+
+    def unmet(self, outcome: Outcome) -> list[str]:
+        """Why the budget does not hold; empty where it does."""
+        reasons = []
+        for name, limit in self.budget.limits.items():
+            got = {"latency": outcome.latency_ms if limit.absolute else outcome.ratio, "error": outcome.error,
+                   "macs": outcome.macs, "params": outcome.params, "memory": outcome.memory}[name]  # fmt: skip
+            if name in self.now and not limit.absolute:
+                got /= self.now[name]
+            if got > limit.value:
+                kind = "" if limit.absolute else " of what it was"
+                reasons.append(f"{name}: asked for {limit.value:.4g}{kind}, reached {got:.4g}")
+        return reasons
+
+    def tight(self, outcome: Outcome) -> bool:
+        if "latency" not in self.budget:
+            return True
+        limit = self.budget.limits["latency"]
+        return (outcome.latency_ms if limit.absolute else outcome.ratio) >= SLACK * limit.value
+
+    def better(self, one: Outcome, other: Outcome) -> Outcome:
+        """Within the budget before outside of it; there the smaller error, else what comes nearest."""
+        if "latency" in self.budget and one.ratio > 1:
+            return other  # which is not slower than what was given
+        misses = [len(self.unmet(o)) for o in (one, other)]
+        if misses[0] != misses[1]:
+            return one if misses[0] < misses[1] else other
+        if self.forced:
+            return max(other, one, key=lambda o: (self.bench.changes(o.edits), -o.ratio))
+        if self.budget.only_error:
+            return min(other, one, key=lambda o: o.ratio)
+        if misses[0] == 0:
+            return one if one.error < other.error else other
+        return one if self.excess(one) < self.excess(other) else other
+
+    def excess(self, outcome: Outcome) -> float:
+        """By how much the budget is overrun, the largest factor over all limits."""
+        factors = []
+        for name, limit in self.budget.limits.items():
+            now = outcome.original_ms if name == "latency" else self.now.get(name, 1.0)
+            got = outcome.latency_ms if name == "latency" else getattr(outcome, name)
+            factors.append(got / limit.amount(now))
+        return max(factors)
+
+
+def _check_budget_given(rules: Sequence[Rule], budget: Budget) -> None:
+    if not budget and rules and all(rule.group == "smaller" for rule in rules):
+        raise conv_error("plan", "rules of the group 'smaller' need a budget",
+                         got={"rules": ", ".join(r.name for r in rules), "budget": None},
+                         do="Give one, such as budget='latency=0.5'.", also=ValueError)  # fmt: skip
+
+
+def _meant(network: Network, patterns: str | Sequence[str]) -> list[Site]:
+    meant = [site for site in network.sites if chosen(site.name, patterns)]
+    if network.sites and not meant:
+        names = ", ".join(site.name for site in network.sites)
+        raise conv_error("plan", "sites must match at least one convolution", got={"sites": patterns},
+                         do=f"The network has {names}.", also=ValueError)  # fmt: skip
+    return meant
+
+
+def _now(model: nn.Module, network: Network, count: OperatorCount) -> dict[str, float]:
+    """What the network costs as it is. memory: bytes of all parameters and of what its convolutions write."""
+    weights = {id(p): p for p in model.parameters()}.values()
+    written = sum(call.output_bytes for call in network.calls)
+    return {
+        "macs": float(count.macs),
+        "params": float(sum(p.numel() for p in weights)),
+        "memory": float(sum(p.numel() * p.element_size() for p in weights) + written),
+    }
+
+
+def _forced(rules: Rules, budget: Budget) -> bool:
+    """Rules asked for by name, with nothing but an error budget, are applied wherever they stay within it."""
+    asked = [rules] if isinstance(rules, str) or not isinstance(rules, Iterable) else list(rules)
+    groups = {"exact", "smaller", "stronger", "denser"}
+    return budget.only_error and not any(isinstance(r, str) and r in groups for r in asked)
+
+
+def _exact_refusals(bench: Workbench, outcome: Outcome) -> list[Refusal]:
+    """Why exact rules did not serve; said also where they served but did not measure faster."""
+    edits, refusals = bench.exact_edits(bench.sites)
+    used = {(e.site, e.rule) for e in outcome.edits}
+    slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in edits
+              if (e.site, e.rule) not in used]  # fmt: skip
+    return refusals + slower
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,134 @@
+"""`Plan`: which site becomes what, and why the others stay; a JSON that a person can read and edit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reconv.errors import ConvError, conv_error
+from reconv.spec import Block, parse
+
+FORMAT = 1
+LAYOUTS = ("contiguous", "channels_last")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A chosen proposal: `block`, fitted by `rule`, stands in for `site`.
+
+    Args:    error: ‖student − teacher‖ / ‖teacher‖ of the network's output with this edit alone, right after the fit.
+             latency_ms: measured for all runs of the site in one forward pass; None where it was not.
+             absorbs: modules that become identities, because the block does their work.
+    """
+
+    site: str
+    rule: str
+    block: Block
+    error: float | None = None
+    latency_ms: float | None = None
+    absorbs: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        known = {"site": self.site, "rule": self.rule, "block": str(self.block),
+                 "error": self.error, "latency_ms": self.latency_ms}  # fmt: skip
+        return known | ({"absorbs": list(self.absorbs)} if self.absorbs else {})
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a rule did not change a site."""
+
+    site: str
+    rule: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"site": self.site, "rule": self.rule, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits in the order in which they are applied, and the refusals.
+
+    Args:    model: {"ref": what the command line called it, "hash": of its structure}.
+             budget: as given, in its text form; None for none.
+             layout: memory format in which the whole network measured fastest.
+             met, reason: whether the budget holds, as measured on the whole network, and if not, why.
+    Example: >>> Plan.from_dict(Plan().to_dict()) == Plan()
+             True
+    """
+
+    edits: tuple[Edit, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    model: Mapping[str, str | None] = field(default_factory=dict)
+    budget: str | None = None
+    target: str = "torch"
+    layout: str = "contiguous"
+    met: bool = True
+    reason: str | None = None
+    latency_ratio: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT, "model": dict(self.model), "budget": self.budget, "target": self.target,
+            "layout": self.layout, "met": self.met, "reason": self.reason, "latency_ratio": self.latency_ratio,
+            "edits": [e.to_dict() for e in self.edits], "refusals": [r.to_dict() for r in self.refusals],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`; raises ConvError (a ValueError) that names the part that is wrong."""
+        if not isinstance(data, Mapping):
+            raise _wrong("a plan is a JSON object", {"type": type(data).__name__})
+        if data.get("format") != FORMAT:
+            raise _wrong(f"format must be {FORMAT}", {"format": data.get("format")})
+        layout = data.get("layout", LAYOUTS[0])
+        if layout not in LAYOUTS:
+            raise _wrong(f"layout must be one of {', '.join(LAYOUTS)}", {"layout": layout})
+        return cls(
+            edits=tuple(_read(_edit, e, f"edits[{i}]") for i, e in enumerate(data.get("edits", []))),
+            refusals=tuple(_read(_refusal, r, f"refusals[{i}]") for i, r in enumerate(data.get("refusals", []))),
+            model=dict(data.get("model") or {}), budget=data.get("budget"), target=data.get("target", "torch"),
+            layout=layout, met=bool(data.get("met", True)), reason=data.get("reason"),
+            latency_ratio=data.get("latency_ratio"),
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Writes the plan as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Reads a plan from JSON; raises ConvError where it is not one."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise _wrong("the file must hold a plan as JSON", {"path": path, "error": repr(str(error))}) from error
+        return cls.from_dict(data)
+
+
+def _wrong(must: str, got: Mapping[str, object]) -> ConvError:
+    return conv_error("Plan", must, got=got, also=ValueError)
+
+
+def _read(read: Any, data: Any, where: str) -> Any:
+    try:
+        return read(data)
+    except ConvError as error:
+        raise _wrong(f"{where} must be readable", {"error": repr(str(error))}) from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _wrong(f"{where} must have its fields, of their types", {"error": repr(error)}) from error
+
+
+def _edit(data: Mapping[str, Any]) -> Edit:
+    error, latency = data.get("error"), data.get("latency_ms")
+    return Edit(str(data["site"]), str(data["rule"]), parse(data["block"]),
+                None if error is None else float(error), None if latency is None else float(latency),
+                tuple(str(name) for name in data.get("absorbs", ())))  # fmt: skip
+
+
+def _refusal(data: Mapping[str, Any]) -> Refusal:
+    return Refusal(str(data["site"]), str(data["rule"]), str(data["reason"]))

@@ -1,0 +1,78 @@
+"""`Probe`: how far a network's output moves on calibration inputs when it is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from reconv.data import Batch
+from reconv.errors import conv_error
+from reconv.surgery import fresh, move_hooks
+from reconv.surgery.outputs import ratio, squared_distance, tensors_in
+
+LEAST_FOR_STATISTICS = 16  # samples, under which a batch says too little about means and variances
+
+
+class Probe:
+    """The teacher's outputs on some batches of inputs, to which other networks are compared."""
+
+    def __init__(self, teacher: nn.Module, batches: Sequence[Batch]) -> None:
+        self.batches = batches
+        self.can_restat = all(len(batch) >= LEAST_FOR_STATISTICS for batch in batches)
+        with torch.no_grad():
+            self.outputs: list[Any] = [teacher(*fresh(batch.inputs)) for batch in batches]
+        if not all(bool(t.isfinite().all()) for output in self.outputs for t in tensors_in(output)):
+            bad = [name for name, p in teacher.named_parameters() if not bool(p.isfinite().all())]
+            raise conv_error("reconv", "the network's outputs must be finite",
+                             got={"outputs": "NaN or Inf"} | ({"and so are": ", ".join(bad[:3])} if bad else {}),
+                             do="Mend its weights first.", also=ValueError)  # fmt: skip
+
+    def error(self, student: nn.Module, norm: nn.Module | None = None) -> float:
+        """‖student − teacher‖ / ‖teacher‖ of the outputs.
+
+        Args:    norm: a batch norm that takes its statistics from the batch, as it will once they are re-estimated.
+        """
+        apart = size = 0.0
+        with torch.no_grad(), _batch_statistics(norm if self.can_restat else None):
+            for batch, output in zip(self.batches, self.outputs, strict=True):
+                a, s = squared_distance(student(*fresh(batch.inputs)), output)
+                apart, size = apart + a, size + s
+        return ratio(apart, size)
+
+
+@contextmanager
+def _batch_statistics(norm: nn.Module | None) -> Iterator[None]:
+    """The batch norm normalises by its batch; its running statistics stay as they are."""
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        yield
+        return
+    kept = norm.training, norm.momentum, norm.num_batches_tracked
+    norm.training, norm.momentum = True, 0.0
+    if kept[2] is not None:
+        norm.num_batches_tracked = kept[2].clone()
+    try:
+        yield
+    finally:
+        norm.training, norm.momentum, norm.num_batches_tracked = kept
+
+
+@contextmanager
+def standing_in(model: nn.Module, names: Sequence[str], new: nn.Module) -> Iterator[nn.Module]:
+    """`new`, with its hooks, in the place of a module, for a while; yields the root."""
+    old = model.get_submodule(names[0])
+    move_hooks(old, new.eval())
+    if "" in names:
+        yield new
+        return
+    places = [(model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in names]
+    try:
+        for parent, leaf in places:
+            setattr(parent, leaf, new)
+        yield model
+    finally:
+        for parent, leaf in places:
+            setattr(parent, leaf, old)

@@ -1,0 +1,165 @@
+"""The table that a plan is chosen from: site × proposal, each measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from reconv.data import seeded
+from reconv.layers import build
+from reconv.planning.plan import Edit, Refusal
+from reconv.planning.probe import Probe, standing_in
+from reconv.planning.workbench import Workbench
+from reconv.ruleset import Rule
+from reconv.ruleset.rule import Proposal, Weights
+from reconv.spec import Block, activation_bytes, macs, params
+from reconv.surgery import Site, clone
+from reconv.targets import to_layout
+
+GAIN = 0.97  # a proposal must measure faster than this part of what stands there: timing is noisy
+MOST_PER_SITE = 8  # proposals whose effect on the network's output is measured
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row: what a site costs with a proposal in it, over all its runs, or as it is (`edit` None)."""
+
+    site: str
+    edit: Edit | None
+    costs: dict[str, float]  # latency in ms, macs, params, memory in bytes
+    error: float = 0.0
+
+    @property
+    def latency_ms(self) -> float:
+        return self.costs["latency"]
+
+
+@dataclass
+class Table:
+    """Candidates of each site, the untouched one first; why other rules have none; and the weights that were fitted."""
+
+    candidates: dict[str, list[Candidate]] = field(default_factory=dict)
+    refusals: list[Refusal] = field(default_factory=list)
+    weights: dict[tuple[str, Block], Weights] = field(default_factory=dict)
+
+
+def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
+    """What a block in a site's place costs over one forward pass of the network."""
+    shapes, size = [call.input_shape for call in site.calls], site.dtype.itemsize
+    weights = params(block, site.spec.in_channels)
+    return {
+        "latency": latency_ms,
+        "macs": sum(macs(block, shape) for shape in shapes),
+        "params": weights,
+        "memory": size * weights + sum(activation_bytes(block, shape, size) for shape in shapes),
+    }
+
+
+def measure(
+    bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress
+) -> Table:
+    """Fills the table: times every proposal of every rule, fits those that gain, probes those on the front.
+
+    Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
+    """
+    table, rules = Table(), tuple(rules)
+    model = to_layout(clone(bench.original), layout)
+    for done, site in enumerate(bench.sites.values()):
+        progress("measuring proposals", done, len(bench.sites))
+        offers = _offers(site, rules, table)
+        latencies = bench.latencies([site.block, *(p.block for p in offers)], site, layout)
+        kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
+        rows = [(p, costs(p.block, site, ms)) for p, ms in zip(offers, latencies[1:], strict=True)]
+        gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
+        _note_losers(site, rules, rows, gaining, kept, gains, table)
+        table.candidates[site.name] = [kept, *_probed(site, gaining, rules, bench, model, table)]
+    progress("measuring proposals", len(bench.sites), len(bench.sites))
+    bench.weights |= table.weights
+    return table
+
+
+def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
+    offers: dict[Block, Proposal] = {}
+    for rule in rules:
+        reason = rule.refuse(site)
+        proposals = [] if reason else list(rule.propose(site))
+        if not proposals:
+            why = reason or "it has no proposal that costs fewer multiply-accumulates"
+            table.refusals.append(Refusal(site.name, rule.name, why))
+        for proposal in proposals:
+            offers.setdefault(proposal.block, proposal)
+    return list(offers.values())
+
+
+def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[tuple[Proposal, dict[str, float]]],
+                 gaining: Sequence[tuple[Proposal, dict[str, float]]], kept: Candidate,
+                 gains: Sequence[str], table: Table) -> None:  # fmt: skip
+    """Says of each rule with proposals, none of which gained, by how much it fell short."""
+    winners = {p.rule for p, _ in gaining}
+    for rule in rules:
+        mine = [c for p, c in rows if p.rule == rule.name]
+        if mine and rule.name not in winners:
+            gain = gains[0]
+            best, now = min(c[gain] for c in mine), kept.costs[gain]
+            reason = f"no proposal gains in {gain}: the best measured {best:.4g}, as it is {now:.4g}"
+            table.refusals.append(Refusal(site.name, rule.name, reason))
+
+
+def _probed(site: Site, rows: Sequence[tuple[Proposal, dict[str, float]]], rules: Sequence[Rule],
+            bench: Workbench, model: nn.Module, table: Table) -> list[Candidate]:  # fmt: skip
+    """Fits the proposals and measures, for those on the front of fit and latency, how the output moves."""
+    by_name = {rule.name: rule for rule in rules}
+    fitted = [(p, c, by_name[p.rule].init(site, p)) for p, c in rows]
+    candidates = []
+    for proposal, cost, weights in _spread(_front(fitted)):
+        error = _output_error(site, proposal.block, weights.tensors, bench.probe, model)
+        if isinstance(error, str):
+            why = f"the network fails with {proposal.block}: {error}"
+            table.refusals.append(Refusal(site.name, proposal.rule, why))
+            continue
+        table.weights[site.name, proposal.block] = weights
+        edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs)
+        candidates.append(Candidate(site.name, edit, cost, error))
+    return candidates
+
+
+Fitted = tuple[Proposal, dict[str, float], Weights]
+
+
+def _front(fitted: Sequence[Fitted]) -> list[Fitted]:
+    """Those that no other beats in both fit and every cost, from cheap to dear."""
+    def beaten(one: Fitted) -> bool:
+        return any(
+            other is not one and other[2].error <= one[2].error
+            and all(other[1][k] <= one[1][k] for k in one[1])
+            and (other[2].error < one[2].error or any(other[1][k] < one[1][k] for k in one[1]))
+            for other in fitted
+        )  # fmt: skip
+
+    return sorted((f for f in fitted if not beaten(f)), key=lambda f: f[1]["latency"])
+
+
+def _spread(front: Sequence[Fitted]) -> list[Fitted]:
+    """At most MOST_PER_SITE of them, evenly over the front, both ends included."""
+    if len(front) <= MOST_PER_SITE:
+        return list(front)
+    step = (len(front) - 1) / (MOST_PER_SITE - 1)
+    return [front[round(i * step)] for i in range(MOST_PER_SITE)]
+
+
+@seeded(0)  # the user's random numbers stay as they are
+def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], probe: Probe, model: nn.Module) -> float | str:
+    """How far the network's output moves with this block alone; or the network's own error."""
+    layer = build(block, device=site.device, dtype=site.dtype)
+    layer.load_state_dict(tensors)
+    norm = model.get_submodule(site.norm.name) if site.norm else None
+    with standing_in(model, site.names, layer) as changed:
+        try:
+            error = probe.error(changed, norm)
+        except Exception as raised:
+            return f"{type(raised).__name__}: {raised}"
+    return error if math.isfinite(error) else "its output is no longer finite, or was 0"

@@ -1,0 +1,128 @@
+"""Whole networks, rewritten and measured beside the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reconv.data import Batch
+from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.plan import LAYOUTS, Edit, Refusal
+from reconv.planning.probe import Probe
+from reconv.ruleset import Rule
+from reconv.ruleset.rule import Weights
+from reconv.spec import Block
+from reconv.surgery import Site, clone, fresh
+from reconv.surgery.norms import reestimate
+from reconv.targets import LatencyCache, Problem, Target, layout_of, time_blocks, time_networks, to_layout
+
+SECONDS = 2.0  # to measure one set of networks
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A rewritten network as measured: `ratio` is its latency over the original's, in one interleaved run."""
+
+    edits: tuple[Edit, ...]
+    layout: str
+    ratio: float
+    latency_ms: float
+    original_ms: float
+    error: float
+    macs: float = 0.0
+    params: float = 0.0
+    memory: float = 0.0
+
+
+class Workbench:
+    """The original, what it is measured with, and the fits made so far."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
+                 engine: Target, calibration: Sequence[Batch], restat: bool) -> None:  # fmt: skip
+        self.original = clone(model).eval()
+        self.inputs, self.engine, self.rules, self.restat = inputs, engine, tuple(rules), restat
+        self.sites = {site.name: site for site in sites}
+        self.exact_rules = [rule for rule in rules if rule.group == "exact"]
+        self.cache = LatencyCache()
+        self.probe = Probe(self.original, calibration)
+        self.weights: dict[tuple[str, Block], Weights] = {}
+
+    def fit(self, site: Site, edit: Edit) -> dict[str, Tensor]:
+        """The starting weights of an edit, from the table where it made them."""
+        known = self.weights.get((site.name, edit.block))
+        return known.tensors if known else Fit(self.rules)(site, edit)
+
+    def latency(self, block: Block, site: Site, layout: str) -> float:
+        """Milliseconds of a block in a site's place, summed over the site's runs."""
+        return self.latencies([block], site, layout)[0]
+
+    def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float]:
+        totals = [0.0] * len(blocks)
+        for call in site.calls:
+            problems = [Problem(b, call.input_shape, site.dtype, site.device, layout) for b in blocks]
+            for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
+                totals[i] += timing.median_ms
+        return totals
+
+    def judge(self, edits: Sequence[Edit]) -> Outcome:
+        """Applies edits, with and without the exact rules on top, in each memory format; keeps what runs fastest."""
+        student, sites = apply_edits(clone(self.original), self.sites, edits, self.fit)
+        if edits and self.restat:
+            reestimate(student, self.probe.batches)
+        variants = [(tuple(edits), layout_of(self.original), student)]
+        if self.exact_rules:
+            folded, exact = self.with_exact(student, sites)
+            variants = [(edits_, layout, to_layout(clone(model), layout))
+                        for edits_, model in ((tuple(edits), student), ((*edits, *exact), folded))
+                        for layout in LAYOUTS]  # fmt: skip
+        variants = [v for v in variants if self.runs(v[2])]
+        base, *timings = time_networks(self.engine, [self.original, *(v[2] for v in variants)], self.inputs, SECONDS)
+        best = min(range(len(variants)), key=lambda i: timings[i].median_ms)
+        chosen, layout, model = variants[best]
+        median = timings[best].median_ms
+        return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model))
+
+    def with_exact(self, student: nn.Module, sites: Mapping[str, Site]) -> tuple[nn.Module, list[Edit]]:
+        """A copy of the student with every exact rule applied where it serves, and the edits that did it."""
+        now = current(student, sites)
+        edits, _ = self.exact_edits(now)
+        return apply_edits(clone(student), now, edits, Fit(self.rules))[0], edits
+
+    def exact_edits(self, sites: Mapping[str, Site]) -> tuple[list[Edit], list[Refusal]]:
+        """What the exact rules offer for the sites as they are, and why elsewhere nothing."""
+        edits, refusals, now = [], [], dict(sites)
+        for rule in self.exact_rules:
+            for name, site in now.items():
+                reason = rule.refuse(site)
+                proposal = None if reason else next(iter(rule.propose(site)), None)
+                if proposal is None:
+                    refusals.append(Refusal(name, rule.name, reason or "it has no proposal"))
+                    continue
+                edits.append(Edit(name, rule.name, proposal.block, 0.0, absorbs=proposal.absorbs))
+                now[name] = site.after(proposal.block, rule.init(site, proposal).tensors, proposal.absorbs)
+        return edits, refusals
+
+    def changes(self, edits: Sequence[Edit]) -> int:
+        """How many of the edits are of rules that are not exact."""
+        exact = {rule.name for rule in self.exact_rules}
+        return sum(edit.rule not in exact for edit in edits)
+
+    def runs(self, model: nn.Module) -> bool:
+        """Whether a variant runs at all (a `view` in a user's forward refuses channels_last)."""
+        try:
+            with torch.inference_mode():
+                model(*fresh(self.inputs))
+        except RuntimeError:
+            return False
+        return True
+
+    def timed(self, edits: Sequence[Edit], layout: str) -> tuple[Edit, ...]:
+        """The edits with the latency of each measured."""
+        return tuple(
+            e if e.latency_ms is not None
+            else replace(e, latency_ms=self.latency(e.block, self.sites[e.site], layout)) for e in edits
+        )  # fmt: skip

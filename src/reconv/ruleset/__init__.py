@@ -1,0 +1,64 @@
+"""The rewriting rules, one file each, and how they are named."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from reconv.errors import conv_error
+from reconv.ruleset.asymmetric import Asymmetric
+from reconv.ruleset.bottleneck import Bottleneck
+from reconv.ruleset.fold_batch_norm import FoldBatchNorm
+from reconv.ruleset.rule import Proposal, Rule, Weights
+from reconv.ruleset.separable import Separable
+from reconv.ruleset.shuffled_group import ShuffledGroup
+
+__all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rules_named"]
+
+RULES: tuple[Rule, ...] = (FoldBatchNorm(), Separable(), Asymmetric(), Bottleneck(), ShuffledGroup())
+GROUPS = ("exact", "smaller", "stronger", "denser")
+
+
+def rules_named(*wanted: str | Rule | Iterable[str | Rule]) -> tuple[Rule, ...]:
+    """The rules that names, groups and Rule objects stand for, each once, in the order asked for.
+
+    Raises:  ConvError (a ValueError): when a name is none, or a group has no rule.
+    Example:
+             >>> [rule.name for rule in rules_named("exact", "separable", "smaller")]
+             ['fold_batch_norm', 'separable', 'asymmetric', 'bottleneck', 'shuffled_group']
+    """
+    found: dict[str, Rule] = {}
+    for one in _flat(wanted):
+        for rule in _named(one) if isinstance(one, str) else (one,):
+            if found.setdefault(rule.name, rule) is not rule:
+                raise conv_error("rules", "two rules must not share a name", got={"name": rule.name}, also=ValueError)
+    return tuple(found.values())
+
+
+def _flat(wanted: Iterable[Any]) -> Iterator[Any]:
+    for one in wanted:
+        if isinstance(one, str) or hasattr(one, "propose"):
+            yield one
+        elif isinstance(one, Iterable):
+            yield from _flat(one)
+        else:
+            raise conv_error("rules", "each must be a name, a group or a Rule", got={"rule": repr(one)}, also=TypeError)
+
+
+def _named(name: str) -> list[Rule]:
+    rules = [rule for rule in RULES if name in (rule.name, rule.group)]
+    if rules:
+        return rules
+    if name in GROUPS:
+        raise conv_error("rules", "the group must have rules", got={"group": name}, do=_choices(), also=ValueError)
+    known = [*GROUPS, *(rule.name for rule in RULES)]
+    near = difflib.get_close_matches(name, known, n=2)
+    did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
+    raise conv_error("rules", "each must be the name of a rule or of a group", got={"rule": repr(name)},
+                     do=did_you_mean + _choices(), also=ValueError)  # fmt: skip
+
+
+def _choices() -> str:
+    groups = sorted({rule.group for rule in RULES})
+    return f"There are {', '.join(rule.name for rule in RULES)}; groups {', '.join(groups)}."

@@ -1,0 +1,56 @@
+"""What a rule is: it refuses a site, or offers proposals for it and the weights to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from reconv.spec import Block
+from reconv.surgery.sites import Site
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A block that a rule offers for a site. `absorbs`: modules whose work the block takes over."""
+
+    rule: str
+    block: Block
+    absorbs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of `layers.build(proposal.block)`'s state dict; error: ‖W − Ŵ‖ / ‖W‖ of the kernel they compose to."""
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    error: float
+
+
+class Rule(Protocol):
+    """One rewriting idea. Its document says when it is exact; `source` cites where it comes from."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def group(self) -> str:
+        """ "smaller", "exact", "stronger" or "denser"."""
+        ...
+
+    @property
+    def source(self) -> str: ...
+
+    def refuse(self, site: Site) -> str | None:
+        """Why this rule cannot serve the site; None where it can."""
+        ...
+
+    def propose(self, site: Site) -> Iterable[Proposal]:
+        """Blocks that could stand in the site's place, from small to large."""
+        ...
+
+    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+        """Weights for the proposal, started from the site's trained ones."""
+        ...
