@@ -1,0 +1,64 @@
+"""The command `reconv`: which commands there are, and what an error looks like to a shell."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from reconv.commands.demo import demo
+from reconv.commands.export import export
+from reconv.commands.output import say
+from reconv.commands.plan import plan
+from reconv.commands.recover import recover
+from reconv.commands.rewrite import rewrite
+from reconv.commands.summary import summary
+from reconv.errors import ConvError
+
+COMMANDS = (summary, plan, rewrite, recover, export, demo)
+
+
+class Guarded(TyperGroup):
+    """Exit status 0 done · 1 the job failed · 2 wrong usage · 3 the budget is not met · 130 stopped."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("stopped.")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # whoever reads has had enough: not an error of ours
+        except (ConvError, OSError, MemoryError) as error:
+            say(f"Error: {error or type(error).__name__}")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Guarded,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+for command in COMMANDS:
+    app.command(command.__name__)(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(f"reconv {metadata.version('reconv')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("reconv, run from a source tree that is not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    """The right convolution for every layer: rewrite a trained network so that it is smaller and faster, measured."""

@@ -1,0 +1,1 @@
+"""The commands of `reconv`, one file each, and what they share."""

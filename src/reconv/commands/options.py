@@ -1,0 +1,124 @@
+"""The flags, each described once, and what makes them wrong usage (exit status 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reconv.errors import ConvError, conv_error
+
+
+class Format(StrEnum):
+    """Of what goes to stdout."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+@contextmanager
+def usage(flag: str) -> Iterator[None]:
+    """What a flag's own text makes wrong is wrong usage."""
+    try:
+        yield
+    except ConvError as error:
+        raise typer.BadParameter(str(error), param_hint=flag) from error
+
+
+def _from_file(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Values of the YAML file become the defaults of the flags."""
+    if path is not None:
+        flags = {opt[2:]: p for p in ctx.command.params for opt in getattr(p, "opts", ()) if opt.startswith("--")}
+        for never in ("config", "trust-code", "help"):
+            flags.pop(never, None)
+        with usage("--config"):
+            ctx.default_map = {flags[key].name: value for key, value in _read_yaml(path, sorted(flags)).items()}
+    return path
+
+
+def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise conv_error("config", "the file must be readable YAML",
+                         got={"file": path, "error": repr(" ".join(str(error).split()))}) from error  # fmt: skip
+    if not isinstance(held, dict | None):
+        raise conv_error("config", "the file must hold names and values", got={"type": type(held).__name__})
+    named = {str(key).replace("_", "-"): value for key, value in (held or {}).items()}
+    unknown = sorted(named.keys() - set(flags))
+    if unknown:
+        raise conv_error("config", "each name must be that of a flag", got={"unknown": ", ".join(unknown)},
+                         do=f"This command knows {', '.join(flags)}.")  # fmt: skip
+    return {key: _as_flag(key, value) for key, value in named.items() if value is not None}
+
+
+def _as_flag(key: str, value: Any) -> Any:
+    """As it would be written on the command line; a list may stand for commas, and names for NAME=VALUE."""
+    if isinstance(value, dict):
+        value = [f"{name}={part}" for name, part in value.items()]
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, str | int | float) for part in parts):
+        raise conv_error("config", "a value must be text, a number, or a list of such", got={key: type(value).__name__})
+    return [str(part) for part in parts] if key == "input" else ",".join(map(str, parts))
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help=("package.module:callable, file.py:callable (their code is run), timm:NAME, or a run folder"),
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="a run folder")]
+Weights = Annotated[Path | None, typer.Option(help="a .safetensors file, or a .pt that holds tensors only")]
+Input = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", metavar="1x3x224x224", help="shape of an input, with :DTYPE where it is not float32; once for each"
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="FOLDER|FILE.npz|module:callable", help="images, arrays x and y, or what returns a Dataset"),
+]
+Mean = Annotated[str | None, typer.Option(metavar="0.5,0.5,0.5", help="subtracted from the data, per channel")]
+Std = Annotated[str | None, typer.Option(metavar="0.2,0.2,0.2", help="divides the data, per channel")]
+Evaluate = Annotated[
+    str | None, typer.Option(metavar="module:callable", help="gives a number for a network, higher is better")
+]
+Holdout = Annotated[float, typer.Option(help="share of the data that recovery does not see, but is judged on")]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        metavar="latency=0.5,error=0.1",
+        help="latency, macs, params, memory: a fraction of now, or 12ms 1.2G 50M 64MiB; error: a fraction",
+    ),
+]
+TargetName = Annotated[str, typer.Option("--target", help="the engine that is measured")]
+MaybeTarget = Annotated[str | None, typer.Option("--target", help="the engine to time on; not timed without it")]
+Rules = Annotated[str, typer.Option(help="names or groups, with commas")]
+Sites = Annotated[str, typer.Option(help="which layers: names, * allowed, with commas")]
+Epochs = Annotated[int, typer.Option(min=0, help="of recovery; 0 for none")]
+Seed = Annotated[int, typer.Option(help="of everything random")]
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_from_file, is_eager=True, metavar="FILE.yaml", help="values for these flags; the command line wins"
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="runs/NAME", help="the run folder to write")]
+PlanOut = Annotated[Path, typer.Option("--out", "-o", metavar="PLAN.json", help="file or folder to write the plan to")]
+OutFormat = Annotated[Format, typer.Option("--format", help="of what is printed on stdout")]
+MaybeFormat = Annotated[Format | None, typer.Option("--format", help="prints the result on stdout")]
+TrustCode = Annotated[bool, typer.Option("--trust-code", help="run code that a run folder or a --config file names")]

@@ -1,0 +1,79 @@
+"""`reconv plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from reconv.commands import options as o
+from reconv.commands.output import Sheet, emit, number, progress, say
+
+if TYPE_CHECKING:
+    from reconv.planning.plan import Plan
+
+
+def plan(
+    ctx: typer.Context,
+    model: o.Model,
+    weights: o.Weights = None,
+    input: o.Input = None,
+    data: o.Data = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    budget: o.BudgetText = None,
+    target: o.TargetName = "torch",
+    rules: o.Rules = "exact,smaller",
+    sites: o.Sites = "*",
+    seed: o.Seed = 0,
+    config: o.Config = None,
+    out: o.PlanOut = Path("plan.json"),
+    format: o.MaybeFormat = None,
+    trust_code: o.TrustCode = False,
+) -> None:
+    """Choose what each convolution becomes, by measuring; write the plan."""
+    from reconv.commands.given import check_flags, floats, give
+    from reconv.commands.job import check_job
+    from reconv.planning.make import plan as make
+    from reconv.rewriting.store import write_json
+
+    shapes = check_flags(ctx, model, input or [], data, None, trust_code)
+    scaling = floats("--mean", mean), floats("--std", std)
+    job = check_job(budget, rules, target, sites)
+    given = give(model, shapes, weights=weights, data=data, mean=scaling[0], std=scaling[1], seed=seed,
+                 trust_code=trust_code)  # fmt: skip
+    with progress() as show:
+        found = make(given.model, given.inputs, data=given.data, seed=seed, progress=show, **job)
+    found = named(found, model)
+    out = out / "plan.json" if out.is_dir() else out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, found.to_dict())
+    emit(sheet(found), format)
+    say(f"{out}: {verdict(found)}")
+    if not found.met:
+        raise typer.Exit(3)
+
+
+def named(plan: Plan, ref: str) -> Plan:
+    """The plan, saying what the command line called its network."""
+    from dataclasses import replace
+
+    return replace(plan, model={**plan.model, "ref": ref})
+
+
+def verdict(plan: Plan) -> str:
+    """One line: how much changes, and whether the budget holds."""
+    changes = f"{len(plan.edits)} {'layer changes' if len(plan.edits) == 1 else 'layers change'}"
+    ratio = "" if plan.latency_ratio is None else f", latency ×{plan.latency_ratio:.3g}"
+    if not plan.budget:
+        return f"{changes}{ratio}."
+    if plan.met:
+        return f"{changes}{ratio}; the budget {plan.budget} is met."
+    return f"{changes}{ratio}; the budget {plan.budget} is not met, this is the best found. {plan.reason or ''}"
+
+
+def sheet(plan: Plan) -> Sheet:
+    """What each layer becomes."""
+    rows = [[e.site, e.rule, str(e.block), number(e.error), number(e.latency_ms)] for e in plan.edits]
+    return Sheet(("site", "rule", "block", "error", "latency_ms"), rows, plan.to_dict())

@@ -1,0 +1,92 @@
+"""`reconv recover`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from reconv.commands import options as o
+from reconv.commands.output import emit, progress, say
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def recover(
+    ctx: typer.Context,
+    run: o.Run,
+    weights: o.Weights = None,
+    input: o.Input = None,
+    data: o.Data = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    evaluate: o.Evaluate = None,
+    holdout: o.Holdout = 0.1,
+    epochs: o.Epochs = 3,
+    seed: o.Seed = 0,
+    config: o.Config = None,
+    resume: o.Resume = False,
+    format: o.MaybeFormat = None,
+    trust_code: o.TrustCode = False,
+) -> None:
+    """Train the network of a run folder further, by distillation from the one that the run began with."""
+    from reconv.commands import job as j
+    from reconv.commands.given import check_flags, floats, give
+    from reconv.commands.rewrite import sheet
+    from reconv.costing.summary import summary
+    from reconv.data import Feed
+    from reconv.planning.plan import Plan
+    from reconv.rewriting.job import held_error, logger
+    from reconv.rewriting.recovery import recover as distill
+    from reconv.rewriting.store import CHECKPOINT, PLAN, load, read_config, save_run
+
+    shapes = check_flags(ctx, str(run), input or [], data, evaluate, trust_code)
+    scaling = floats("--mean", mean), floats("--std", std)
+    j.check_holdout(holdout)
+    if data is None:
+        raise typer.BadParameter("recovery needs data; labels are not needed", param_hint="--data")
+    held_config = read_config(run)
+    teacher = original(held_config, weights, trust_code)
+    student = load(run, base=teacher)
+    given = give(str(run), shapes, data=data, mean=scaling[0], std=scaling[1], evaluate=evaluate, seed=seed,
+                 network=student)  # fmt: skip
+    plan = Plan.load(run / PLAN)
+    with j.resumable(run), progress() as show:
+        train, held = Feed.of(given.data, given.inputs).split(holdout, seed)
+        student = distill(student, teacher, train, epochs, given.evaluate, held, seed, example_inputs=given.inputs,
+                          match=sorted({edit.site for edit in plan.edits}), progress=show, checkpoint=run / CHECKPOINT,
+                          resume=resume, log=logger(run)).eval()  # fmt: skip
+        error = held_error(teacher, student, held)
+        before, after = (summary(m, given.inputs, plan.target) for m in (teacher, student))
+        again = {"data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout, "epochs": epochs,
+                 "seed": seed}  # fmt: skip
+        save_run(run, model=student, plan=plan, before=before, after=after, error=error,
+                 config=held_config | {"recovered": again})  # fmt: skip
+    emit(sheet(plan, before, after, error), format)
+    say(f"{run}: error of the output {error:.3g}, on data held out.")
+
+
+def original(config: dict[str, Any], weights: Path | None, trust_code: bool) -> nn.Module:
+    """The trained network that the run began with, and no other."""
+    import torch
+
+    from reconv.errors import conv_error
+    from reconv.models import load_weights
+    from reconv.rewriting.store import base_of, weights_hash
+
+    began, settings = config.get("model") or {}, config.get("settings") or {}
+    if weights is None and began.get("weights"):
+        raise typer.BadParameter(f"give the weights that the run began with ({began['weights']})",
+                                 param_hint="--weights")  # fmt: skip
+    torch.manual_seed(int(settings.get("seed", 0)))
+    teacher = base_of(None, began.get("ref"), trust_code).eval()
+    if weights is not None:
+        load_weights(teacher, weights)
+    expected = began.get("weights_hash")
+    if expected is not None and weights_hash(teacher) != expected:
+        raise conv_error("recover", "the teacher must be the network that the run began with",
+                         got={"model": repr(began.get("ref")), "weights": weights},
+                         do="Give the --weights of then.", also=ValueError)  # fmt: skip
+    return teacher

@@ -1,0 +1,87 @@
+"""`reconv rewrite`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from reconv.commands import options as o
+from reconv.commands.output import Sheet, emit, number, progress, say
+
+if TYPE_CHECKING:
+    from reconv.costing.summary import Summary
+    from reconv.planning.plan import Plan
+
+
+def rewrite(
+    ctx: typer.Context,
+    model: o.Model,
+    weights: o.Weights = None,
+    input: o.Input = None,
+    data: o.Data = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    evaluate: o.Evaluate = None,
+    holdout: o.Holdout = 0.1,
+    budget: o.BudgetText = None,
+    target: o.TargetName = "torch",
+    rules: o.Rules = "exact,smaller",
+    sites: o.Sites = "*",
+    epochs: o.Epochs = 3,
+    seed: o.Seed = 0,
+    config: o.Config = None,
+    resume: o.Resume = False,
+    out: o.Out = None,
+    format: o.MaybeFormat = None,
+    trust_code: o.TrustCode = False,
+) -> None:
+    """Rewrite a trained network so that it keeps a budget: plan, apply, recover, measure."""
+    from reconv.commands import job as j
+    from reconv.commands.given import check_flags, floats, give
+    from reconv.commands.plan import named, verdict
+    from reconv.rewriting.job import rewrite as run
+    from reconv.rewriting.store import is_run, read_config, save_run, weights_hash, write_config
+    from reconv.surgery.fingerprint import structure_hash
+
+    shapes = check_flags(ctx, model, input or [], data, evaluate, trust_code)
+    scaling = floats("--mean", mean), floats("--std", std)
+    job = j.check_job(budget, rules, target, sites)
+    j.check_holdout(holdout)
+    folder = j.run_folder(out, model, resume)
+    given = give(model, shapes, weights=weights, data=data, mean=scaling[0], std=scaling[1], evaluate=evaluate,
+                 seed=seed, trust_code=trust_code)  # fmt: skip
+    began = {"ref": model, "hash": structure_hash(given.model), "weights": weights and str(weights),
+             "weights_hash": weights_hash(given.model)}  # fmt: skip
+    settings: dict[str, Any] = {
+        "input": list(given.shapes), "data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout,
+        **job, "epochs": epochs, "seed": seed,
+    }  # fmt: skip
+    if resume and is_run(folder):
+        j.check_same(read_config(folder), settings)
+    with j.resumable(folder), progress() as show:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, {"model": began, "settings": settings})
+        result = run(given.model, given.inputs, data=given.data, epochs=epochs, evaluate=given.evaluate,
+                     holdout=holdout, seed=seed, out=folder, resume=resume, progress=show, **job)  # fmt: skip
+        plan = named(result.plan, model)
+        facts = {"latency_ratio": result.latency_ratio, "scores": result.scores}
+        save_run(folder, model=result.model, plan=plan, before=result.before, after=result.after, error=result.error,
+                 config={"model": began, "settings": settings, "result": facts})  # fmt: skip
+    emit(sheet(plan, result.before, result.after, result.error), format)
+    say(f"{folder}: {verdict(plan)}")
+    if not plan.met:
+        raise typer.Exit(3)
+
+
+def sheet(plan: Plan, before: Summary, after: Summary, error: float | None) -> Sheet:
+    """The whole network, before and after."""
+    names = ("latency_ms", "params", "macs", "activation_bytes")
+    rows = []
+    for name in names:
+        old, new = getattr(before.network, name), getattr(after.network, name)
+        rows.append([name, number(old), number(new), number(new / old if old and new is not None else None)])
+    rows.append(["error", "", number(error), ""])
+    data = {"format": 1, "met": plan.met, "reason": plan.reason, "error": error, "latency_ratio": plan.latency_ratio,
+            "before": before.to_dict(), "after": after.to_dict(), "plan": plan.to_dict()}  # fmt: skip
+    return Sheet(("figure", "before", "after", "ratio"), rows, data)

@@ -1,0 +1,66 @@
+"""`apply`: a plan becomes a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from reconv.data import Feed
+from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.plan import Edit, Plan
+from reconv.ruleset import RULES, Rule
+from reconv.surgery import Site, clone, find_sites, tensors_of
+from reconv.surgery.norms import reestimate
+from reconv.targets import to_layout
+
+STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
+
+
+def apply(
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: Tensor | Sequence[Any],
+    data: object = None,
+    *,
+    rules: Sequence[Rule] = RULES,
+    seed: int = 0,
+) -> nn.Module:
+    """A new network with the plan's edits, each started from the trained weights; `model` is untouched.
+
+    Args:    data: inputs from which batch-norm statistics are re-estimated after layers changed; None: they stay.
+             rules: where the plan uses rules that are not reconv's own.
+    Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
+    Example: >>> import torch
+             >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, bias=False), torch.nn.BatchNorm2d(4)).eval()
+             >>> edit = {"site": "0", "rule": "fold_batch_norm", "block": "ic1oc4k3x3", "absorbs": ["1"]}
+             >>> apply(net, Plan.from_dict({"format": 1, "edits": [edit]}), torch.zeros(1, 1, 5, 5))[1]
+             Identity()
+    """
+    inputs = tensors_of(example_inputs)
+    feed = None if data is None else Feed.of(data, inputs)
+    student, sites = change(model, plan, inputs, feed, rules, seed)
+    return finish(student, sites, plan, rules)
+
+
+def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
+           seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
+    """The edits that change values, with re-estimated statistics: what recovery starts from."""
+    sites = {site.name: site for site in find_sites(model, inputs).sites}
+    edits = [e for e in plan.edits if not _exact(e, rules)]
+    student, sites = apply_edits(clone(model), sites, edits, Fit(rules))
+    if edits and feed is not None:
+        reestimate(student, feed.head(STATISTICS, seed))
+    return student, sites
+
+
+def finish(student: nn.Module, sites: Mapping[str, Site], plan: Plan, rules: Sequence[Rule] = RULES) -> nn.Module:
+    """The exact edits, on the weights as they are now, and the plan's memory format. In place."""
+    edits = [e for e in plan.edits if _exact(e, rules)]
+    student, _ = apply_edits(student, current(student, sites), edits, Fit(rules))
+    return to_layout(student, plan.layout)
+
+
+def _exact(edit: Edit, rules: Sequence[Rule]) -> bool:
+    return any(r.name == edit.rule and r.group == "exact" for r in (*RULES, *rules))

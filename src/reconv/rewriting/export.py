@@ -1,0 +1,269 @@
+"""`export`: a network as a file that runs without reconv, checked in a process where reconv cannot be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from reconv.errors import ConvError, conv_error
+from reconv.rewriting.weights import replacing
+from reconv.surgery import clone, tensors_of
+
+# of the largest absolute output; rounding in another order of operations stays far below
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+DISCRETE_TOLERANCE = 1e-3  # share of whole numbers or booleans (an argmax, say) that rounding may turn
+MINUTES = 10
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far its outputs were from the network's.
+
+    Args:    max_abs_error, tolerance: over all outputs, of the one that is nearest to its tolerance.
+             ops: how often the file holds each operator.
+             dynamic_batch: whether it takes any batch size; note: why not.
+    """
+
+    path: Path
+    max_abs_error: float
+    tolerance: float
+    ops: dict[str, int] = field(default_factory=dict)
+    dynamic_batch: bool = False
+    note: str = ""
+
+
+def export(model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | Path) -> ExportReport:
+    """Writes `model`, in evaluation mode, as .onnx or .pt2 with plain operators, and runs the file to check it.
+
+    Args:    example_inputs: fix every size but the batch, which stays free where the network allows it.
+    Returns: an ExportReport.
+    Raises:  ConvError: when the network cannot be exported (its own error is quoted), a package is missing, or the
+             file computes something else. `path` is then left as it was; `model` always is.
+    """
+    path, inputs = Path(path), tuple(x.detach().cpu() for x in tensors_of(example_inputs))
+    if path.suffix not in FORMATS:
+        raise conv_error("export", f"the file name must end in {' or '.join(FORMATS)}", got={"path": repr(str(path))},
+                         also=ValueError)  # fmt: skip
+    file_format = FORMATS[path.suffix]
+    _check_packages(file_format)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copied = clone(model).cpu().eval()
+    with quiet(), torch.no_grad():
+        expected = _tensors(copied(*inputs))
+        program, note = _program(copied, inputs)
+        with replacing(path) as part:
+            try:
+                ops = file_format.write(program, part)
+            except Exception as error:
+                raise _failed(model, error) from error
+            _check_ops(ops)
+            apart, tolerance = _compare(expected, _run_elsewhere(file_format, part, inputs))
+    return ExportReport(path, apart, tolerance, ops, not note, note)
+
+
+def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, str]:
+    """The traced network: for any batch size, or for the given one and why."""
+    try:
+        return _traced(model, _two_batches(inputs), _any_batch(inputs)), ""
+    except Exception as error:
+        reason = _one_line(error)
+    try:
+        return _traced(model, inputs, None), f"the batch size is fixed at {len(inputs[0])}: {reason}"
+    except Exception as error:
+        raise _failed(model, error) from error
+
+
+def _traced(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> ExportedProgram:
+    program = torch.export.export(model, inputs, dynamic_shapes=dynamic)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names files of this machine
+    return program
+
+
+def _any_batch(inputs: tuple[Tensor, ...]) -> tuple[dict[int, Any], ...]:
+    """The first axis of every input is the batch."""
+    if len({x.shape[:1] for x in inputs}) > 1 or any(x.ndim == 0 for x in inputs):
+        raise ValueError("the inputs differ in their first axis")
+    batch = Dim("batch", min=1)
+    return tuple({0: batch} for _ in inputs)
+
+
+def _two_batches(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """torch.export takes a batch of 0 or 1 to be meant literally; so it sees a larger one."""
+    return tuple(torch.cat([x, x]) if x.ndim else x for x in inputs)
+
+
+class Onnx:
+    """ONNX, run by ONNX Runtime."""
+
+    packages = ("onnx", "onnxscript", "onnxruntime")
+
+    @staticmethod
+    def write(program: ExportedProgram, path: Path) -> dict[str, int]:
+        import onnx
+
+        torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False)
+        graph = onnx.load(path).graph
+        return dict(Counter(f"{node.domain}.{node.op_type}".removeprefix(".") for node in graph.node))
+
+    run = """
+import numpy, onnxruntime
+from safetensors.numpy import load_file, save_file
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+given = load_file(inputs)
+outs = session.run(None, {i.name: given[str(n)] for n, i in enumerate(session.get_inputs())})
+save_file({str(n): numpy.ascontiguousarray(out).reshape(out.shape) for n, out in enumerate(outs)}, outputs)
+"""
+
+
+class Pt2:
+    """torch.export's own format, run by torch."""
+
+    packages = ()
+
+    @staticmethod
+    def write(program: ExportedProgram, path: Path) -> dict[str, int]:
+        torch.export.save(program, path)
+        return dict(Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function"))
+
+    run = """
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils import _pytree as pytree
+given = load_file(inputs)
+with torch.no_grad():
+    out = torch.export.load(file).module()(*(given[str(n)] for n in range(len(given))))
+leaves = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+save_file({str(n): leaf.clone().contiguous() for n, leaf in enumerate(leaves)}, outputs)
+"""
+
+
+FORMATS: dict[str, type[Onnx] | type[Pt2]] = {".onnx": Onnx, ".pt2": Pt2}
+
+# The other process: the same packages, but for reconv. `file` was written by this one a moment ago.
+PRELUDE = """
+import json, sys, warnings
+warnings.simplefilter("ignore")
+path, file, inputs, outputs = json.loads(sys.argv[1])
+sys.path[:] = path
+class NoReconv:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "reconv":
+            raise ImportError("the exported file asks for reconv")
+sys.meta_path.insert(0, NoReconv())
+"""
+
+
+def _run_elsewhere(file_format: type[Onnx] | type[Pt2], file: Path, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """Outputs of the written file, computed by a process without reconv."""
+    with tempfile.TemporaryDirectory() as folder:
+        given, out = Path(folder, "inputs.safetensors"), Path(folder, "outputs.safetensors")
+        save_file({str(n): x.clone().contiguous() for n, x in enumerate(inputs)}, given)
+        path = [entry for entry in sys.path if entry]  # without the working directory
+        order = json.dumps([path, str(file.resolve()), str(given), str(out)])
+        try:
+            done = subprocess.run([sys.executable, "-I", "-c", PRELUDE + file_format.run, order],
+                                  capture_output=True, text=True, timeout=60 * MINUTES, check=False)  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise _unequal(f"its check took more than {MINUTES} minutes") from error
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            raise _unequal(f"it does not run: {last}")
+        held = load_file(out)
+        return [held[str(n)] for n in range(len(held))]
+
+
+def _compare(expected: list[Tensor], got: list[Tensor]) -> tuple[float, float]:
+    """(error, tolerance) of the output that is nearest to its tolerance, which none may pass."""
+    kinds = [[f"{_name(t.dtype)} {tuple(t.shape)}" for t in tensors] for tensors in (expected, got)]
+    if kinds[0] != kinds[1]:
+        raise _unequal(f"its outputs are {', '.join(kinds[1])}, not {', '.join(kinds[0])}")
+    if not expected:
+        raise _unequal("the network returns no tensor")
+    error, tolerance = max(map(_difference, expected, got), key=lambda pair: pair[0] / pair[1])
+    if not error <= tolerance:
+        raise _unequal(f"its outputs are {error:.3g} away from the network's; {tolerance:.3g} would be rounding")
+    return error, tolerance
+
+
+def _difference(expected: Tensor, got: Tensor) -> tuple[float, float]:
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return (expected != got).double().mean().item() if expected.numel() else 0.0, DISCRETE_TOLERANCE
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = expected.to(wide), got.to(wide)
+    same = (a == b) | (a.isnan() & b.isnan())
+    apart = torch.where(same, 0.0, (a - b).abs())
+    error = apart.nan_to_num(nan=float("inf")).max().item() if apart.numel() else 0.0
+    finite = a.abs()[a.isfinite()]
+    scale = finite.max().item() if finite.numel() else 0.0
+    return error, TOLERANCE.get(expected.dtype, 1e-3) * (scale or 1.0)
+
+
+def _check_ops(ops: dict[str, int]) -> None:
+    ours = [op for op in ops if op.split(".")[0] == "reconv"]
+    if ours:
+        raise _unequal(f"it holds operators of reconv's own: {', '.join(ours)}")
+
+
+def _check_packages(file_format: type[Onnx] | type[Pt2]) -> None:
+    missing = [name for name in file_format.packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise conv_error("export", f"ONNX needs {', '.join(file_format.packages)}", got={"missing": ", ".join(missing)},
+                         do="pip install 'reconv[onnx]'.", also=ImportError)  # fmt: skip
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors of an output that may be a tuple, a dict, or such within such."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _failed(model: nn.Module, error: Exception) -> ConvError:
+    return conv_error("export", "torch must be able to export the network", also=RuntimeError,
+                      got={"model": type(model).__name__, "error": repr(_one_line(error))})  # fmt: skip
+
+
+def _unequal(reason: str) -> ConvError:
+    return conv_error("export", "the file must compute what the network computes", got={"file": reason},
+                      do="Nothing was written.", also=RuntimeError)  # fmt: skip
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = lines[0].partition(" For more information")[0] if lines else ""
+    return f"{type(error).__name__}: {first}"[:300]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """torch's exporters say much about themselves; what goes wrong is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

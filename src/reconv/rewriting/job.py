@@ -1,0 +1,190 @@
+"""`rewrite`: the whole job, from a trained network and a budget to a faster network that was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reconv.costing.summary import Summary, summary
+from reconv.data import Feed
+from reconv.planning.budget import Budget
+from reconv.planning.make import Rules, plan
+from reconv.planning.plan import Plan
+from reconv.planning.table import Progress
+from reconv.rewriting.apply import change, finish
+from reconv.rewriting.recovery import recover
+from reconv.ruleset import rules_named
+from reconv.surgery import clone, fresh, tensors_of
+from reconv.surgery.outputs import ratio, squared_distance
+from reconv.targets import Target, get_target, layout_of, time_networks
+
+MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a rewrite gave.
+
+    Args:    model: the rewritten network, in evaluation mode; the original's copy where nothing better was found.
+             met, reason: whether the budget holds, measured on the final network; why not.
+             before, after: timed Summaries. latency_ratio: after / before, in one interleaved run.
+             error: ‖student − teacher‖ / ‖teacher‖ on held-out data; None without data.
+             scores: what `evaluate` gave before and after; None without it.
+    """
+
+    model: nn.Module
+    plan: Plan
+    before: Summary
+    after: Summary
+    error: float | None
+    latency_ratio: float
+    scores: tuple[float, float] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def met(self) -> bool:
+        return self.plan.met
+
+    @property
+    def reason(self) -> str | None:
+        return self.plan.reason
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a run folder, which `reconv.load` rebuilds the network from."""
+        from reconv.rewriting.store import save_run
+
+        save_run(folder, model=self.model, plan=self.plan, before=self.before, after=self.after, error=self.error,
+                 config=dict(self.config))  # fmt: skip
+
+
+def rewrite(
+    model: nn.Module,
+    example_inputs: Tensor | Sequence[Any],
+    budget: str | Mapping[str, float | str] | Budget | None = None,
+    data: object = None,
+    target: str | Target = "torch",
+    rules: Rules = ("exact", "smaller"),
+    sites: str | Sequence[str] = "*",
+    epochs: int = 3,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    holdout: float = 0.1,
+    seed: int = 0,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Rewrites a trained network so that it keeps a budget: plan, apply, recover, measure.
+
+    Args:    data: a tensor, a Dataset or batches; labels are used where there are any. None: no recovery.
+             epochs: of recovery; 0: none. holdout: the share of `data` that only judges.
+             evaluate: a score of a network, higher is better; else the distance to the original's output judges.
+             out: a run folder for plan.json, checkpoint/ and log.jsonl while the job runs; `resume` goes on there.
+             The rest as for `plan`.
+    Returns: a Result. An unmet budget never raises: `met` is False, `reason` says why, `model` is the best found,
+             never slower than what was given.
+    Raises:  ConvError: for a wrong budget, rule, network or data.
+    """
+    inputs = tensors_of(example_inputs)
+    engine, found = get_target(target), rules_named(rules)
+    train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
+    folder = None if out is None else Path(out)
+    made = _plan_of(folder, resume) or plan(model, inputs, budget, train, engine, rules, sites, seed, progress=progress)
+    _note_plan(folder, made)
+    student, sites_now = change(model, made, inputs, train, found, seed)
+    changed = any(edit.error != 0.0 for edit in made.edits)
+    if changed and train is not None and held is not None and epochs > 0:
+        student = recover(student, model, train, epochs, evaluate, held, seed, example_inputs=inputs,
+                          match=sorted({e.site for e in made.edits} - {""}), progress=progress,
+                          checkpoint=folder and folder / "checkpoint", resume=resume,
+                          log=logger(folder))  # fmt: skip
+    student = finish(student, sites_now, made, found).eval()
+    made, student, latency_ratio = _measured(model, student, made, Budget.of(budget), inputs, engine)
+    scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
+    error = held_error(model, student, held) if held is not None else None
+    config = {"rules": [r.name for r in found], "budget": made.budget, "target": made.target, "epochs": epochs,
+              "seed": seed, "holdout": holdout, "latency_ratio": latency_ratio, "scores": scores}  # fmt: skip
+    result = Result(student, made, summary(model, inputs, engine), summary(student, inputs, engine), error,
+                    latency_ratio, scores, config)  # fmt: skip
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def _plan_of(folder: Path | None, resume: bool) -> Plan | None:
+    """The plan of the interrupted run that is gone on with."""
+    if folder is None or not resume or not (folder / "plan.json").is_file():
+        return None
+    return Plan.load(folder / "plan.json")
+
+
+def _note_plan(folder: Path | None, made: Plan) -> None:
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        made.save(folder / "plan.json")
+
+
+def logger(folder: Path | None) -> Callable[[dict[str, Any]], None] | None:
+    """Appends one line of JSON for each event."""
+    if folder is None:
+        return None
+
+    def log(event: dict[str, Any]) -> None:
+        with (folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    return log
+
+
+def _measured(model: nn.Module, student: nn.Module, made: Plan, budget: Budget, inputs: tuple[Any, ...],
+              engine: Target) -> tuple[Plan, nn.Module, float]:  # fmt: skip
+    """The plan and network with the final figure of the latency; the original's copy where that was not slower."""
+    if not made.edits and made.layout == layout_of(model):
+        return replace(made, latency_ratio=1.0), student, 1.0
+    original = clone(model).eval()
+    limit = budget.limits.get("latency")
+    for _ in range(MEASURED_AGAIN):
+        before, after = time_networks(engine, [original, student], inputs)
+        latency_ratio = after.median_ms / before.median_ms
+        over = limit is not None and (after.median_ms if limit.absolute else latency_ratio) > limit.value
+        if not over and latency_ratio <= 1:
+            break
+    if latency_ratio > 1 and _latency_counts(budget):
+        reason = f"rewritten, it measured slower ({latency_ratio:.3g} of the latency), so that it stays as it is"
+        made = replace(made, edits=(), layout=layout_of(model), met=_holds_as_given(budget, before.median_ms),
+                       reason=reason, latency_ratio=1.0)  # fmt: skip
+        return made, original, 1.0
+    if over and limit is not None and made.met:
+        got = after.median_ms if limit.absolute else latency_ratio
+        made = replace(made, met=False, reason=f"latency: asked for {limit.value:.4g}, reached {got:.4g}")
+    return replace(made, latency_ratio=latency_ratio), student, latency_ratio
+
+
+def _holds_as_given(budget: Budget, latency_ms: float) -> bool:
+    """Whether the original keeps the budget, as far as its latency tells."""
+    return all(
+        name == "error" or (limit.value >= (latency_ms if name == "latency" and limit.absolute else 1)
+        and (name == "latency" or not limit.absolute))
+        for name, limit in budget.limits.items()
+    )  # fmt: skip
+
+
+def _latency_counts(budget: Budget) -> bool:
+    """Where only size or error was budgeted, a slower network may be what was asked for."""
+    return not budget or "latency" in budget
+
+
+def held_error(model: nn.Module, student: nn.Module, held: Feed) -> float:
+    """Distance of the outputs over the held-out data."""
+    teacher, apart, size = clone(model).eval(), 0.0, 0.0
+    with torch.no_grad():
+        for batch in held.batches():
+            a, s = squared_distance(student(*fresh(batch.inputs)), teacher(*fresh(batch.inputs)))
+            apart, size = apart + a, size + s
+    return ratio(apart, size)

@@ -1,0 +1,188 @@
+"""What a reference names: `package.module:callable`, `file.py:callable` or `timm:NAME`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from reconv.errors import ConvError, conv_error
+
+FORMS = "package.module:callable, file.py:callable or timm:NAME"
+
+_DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no "hf-hub:" or "local-dir:", which fetch
+_OURS = re.compile(r"reconv\.(networks(\.\w+)*:\w+|demo\.network:digits_vgg)")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A parsed reference; kind is "module", "file" or "timm".
+
+    Example: >>> Reference.parse("nets/tiny.py:make")
+             Reference(kind='file', place='nets/tiny.py', name='make')
+    """
+
+    kind: str
+    place: str
+    name: str
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """Reads a reference without running anything; raises ConvError (a ValueError) where it has no known form."""
+        place, colon, name = text.rpartition(":")
+        if place == "timm" and _TIMM_NAME.fullmatch(name):
+            return cls("timm", place, name)
+        if colon and _DOTTED.fullmatch(name):
+            if place.endswith(".py"):
+                return cls("file", place, name)
+            if _DOTTED.fullmatch(place):
+                return cls("module", place, name)
+        raise conv_error("reference", f"must be {FORMS}", got={"reference": repr(text)}, also=ValueError)
+
+    def __str__(self) -> str:
+        return f"{self.place}:{self.name}"
+
+    @property
+    def runs_foreign_code(self) -> bool:
+        """Whether following it runs code that is neither timm's nor ours."""
+        return self.kind != "timm" and not _OURS.fullmatch(str(self))
+
+    @property
+    def is_ours(self) -> bool:
+        return _OURS.fullmatch(str(self)) is not None
+
+
+def load_callable(text: str) -> Callable[..., Any]:
+    """The callable that a reference names. Importing it runs its module's code.
+
+    Raises:  ConvError: when it has no such form, cannot be imported, or is not callable.
+    """
+    reference = Reference.parse(text)
+    if reference.kind == "timm":
+        raise conv_error("reference", "must be package.module:callable or file.py:callable here",
+                         got={"reference": repr(text)}, also=ValueError)  # fmt: skip
+    found: Any = _file(reference) if reference.kind == "file" else _module(reference)
+    for attribute in reference.name.split("."):
+        if not hasattr(found, attribute):
+            raise conv_error("reference", f"{reference.place} must have what is named", got={"reference": repr(text)},
+                             do=_offer(found), also=AttributeError)  # fmt: skip
+        found = getattr(found, attribute)
+    if not callable(found):
+        raise conv_error("reference", "must name something that can be called",
+                         got={"reference": repr(text), "type": type(found).__name__}, also=TypeError)  # fmt: skip
+    return found
+
+
+def build_model(text: str) -> nn.Module:
+    """Calls what a reference names and returns the network: untrained if it is timm's.
+
+    Raises:  ConvError: when there is no such thing, it fails (its own error is quoted) or returns something else.
+    Example: >>> type(build_model("torch.nn:Identity")).__name__
+             'Identity'
+    """
+    reference = Reference.parse(text)
+    model = _timm(reference.name) if reference.kind == "timm" else call(load_callable(text), text)
+    if not isinstance(model, nn.Module):
+        raise conv_error("model", "the callable must return a torch.nn.Module",
+                         got={"model": repr(text), "returned": type(model).__name__}, also=TypeError)  # fmt: skip
+    return model
+
+
+def build_trusted(text: str) -> nn.Module:
+    """As `build_model`, for a reference that a file gives: only timm's networks and ours, and run as little as can be.
+
+    Raises:  ConvError (a PermissionError): when the reference names foreign code.
+    """
+    reference = Reference.parse(text)
+    if reference.runs_foreign_code or (reference.is_ours and not _defined_here(load_callable(text))):
+        raise conv_error("load", "the structure must come from timm or reconv.networks, or be given",
+                         got={"model": repr(text)},
+                         do="Give base=…, or trust_code=True (--trust-code) to run the code that it names.",
+                         also=PermissionError)  # fmt: skip
+    return build_model(text)
+
+
+def _defined_here(function: Callable[..., Any]) -> bool:
+    """Not something that our module merely imported."""
+    return str(getattr(function, "__module__", "")).startswith(("reconv.networks", "reconv.demo.network"))
+
+
+def call(function: Callable[[], Any], text: str) -> Any:
+    """Calls a user's function without arguments; what it raises becomes a ConvError that says where."""
+    try:
+        return function()
+    except ConvError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise foreign_error(text, error) from error
+
+
+def foreign_error(text: str, error: BaseException) -> ConvError:
+    """Quotes what a user's code raised, with its file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    quoted = " ".join(f"{type(error).__name__}: {error}".split())
+    return conv_error("reference", "what is named must run without an error",
+                      got={"reference": repr(text), "error": repr(quoted) + where},
+                      also=ImportError if isinstance(error, ImportError) else RuntimeError)  # fmt: skip
+
+
+def _module(reference: Reference) -> ModuleType:
+    _importable(Path.cwd())
+    try:
+        return importlib.import_module(reference.place)
+    except (Exception, SystemExit) as error:
+        raise foreign_error(str(reference), error) from error
+
+
+def _file(reference: Reference) -> ModuleType:
+    path = Path(reference.place)
+    if not path.is_file():
+        raise conv_error("reference", "the file must exist", got={"file": repr(reference.place)},
+                         also=FileNotFoundError)  # fmt: skip
+    _importable(path.resolve().parent)
+    name = f"_reconv_file_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise conv_error("reference", "the file must be Python", got={"file": repr(reference.place)})
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and torch.export look it up
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise foreign_error(str(reference), error) from error
+    return module
+
+
+def _importable(folder: Path) -> None:
+    """Lets the user's modules import their neighbours. At the end of the path: what is installed comes first."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _timm(name: str) -> Any:
+    try:
+        import timm
+    except Exception as error:  # a torchvision that does not fit torch raises others than ImportError
+        raise conv_error("model", "timm:NAME needs the package timm", got={"error": repr(str(error))},
+                         do="pip install timm.", also=ImportError) from error  # fmt: skip
+    try:
+        return timm.create_model(name, pretrained=False)
+    except Exception as error:
+        raise conv_error("model", "timm must know the network", got={"name": repr(name), "error": repr(str(error))},
+                         also=ValueError) from error  # fmt: skip
+
+
+def _offer(module: object) -> str:
+    names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")] if vars(module) else []
+    return f"It has {', '.join(sorted(names)[:8])}." if names else ""

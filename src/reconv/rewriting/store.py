@@ -1,0 +1,168 @@
+"""Run folders: `save_run` writes one, `load` rebuilds its network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reconv.costing.summary import Summary
+from reconv.errors import conv_error
+from reconv.planning.edits import restructure
+from reconv.planning.plan import Plan
+from reconv.reporting.page import page
+from reconv.rewriting.references import build_model, build_trusted
+from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
+from reconv.surgery.fingerprint import structure_hash
+
+FORMAT = 1
+PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
+LOG, CHECKPOINT = "log.jsonl", "checkpoint"
+
+
+def save_run(
+    folder: str | Path,
+    *,
+    model: nn.Module,
+    plan: Plan,
+    before: Summary | None = None,
+    after: Summary | None = None,
+    error: float | None = None,
+    config: Mapping[str, Any],
+) -> None:
+    """Writes a run folder; each file appears whole or not at all.
+
+    Args:    config: what the run was asked to do. `config["model"]` is {"ref", "hash"} of the network that it began
+             with; without it, `plan.model` is.
+    Raises:  ConvError: when the network's state dict holds what safetensors cannot. OSError: as the disk has it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = write_config(folder, {"model": dict(plan.model), **config})
+    write_json(folder / PLAN, plan.to_dict())
+    save_weights(model, folder / WEIGHTS)
+    write_json(folder / SUMMARY, {"format": FORMAT, "before": before and before.to_dict(),
+                                   "after": after and after.to_dict(), "error": error})  # fmt: skip
+    write_text(folder / REPORT, page(before, after, plan, config, error))
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes config.json, with the versions that are at work; returns what it holds."""
+    full = {"format": FORMAT, "versions": versions(), **config}
+    write_json(folder / CONFIG, full)
+    return full
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """What config.json of a run folder says.
+
+    Raises:  ConvError: when it is missing, no JSON object, or of a newer format.
+    """
+    config = _read_json(_inside(Path(folder), CONFIG))
+    if config.get("format") != FORMAT:
+        raise conv_error("load", f"the format of the run folder must be {FORMAT}", got={"format": config.get("format")},
+                         do="Upgrade reconv to read a newer one.", also=ValueError)  # fmt: skip
+    return config
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether the path is a run folder."""
+    return (Path(path) / CONFIG).is_file()
+
+
+def load(
+    folder: str | Path, base: nn.Module | Callable[[], nn.Module] | None = None, trust_code: bool = False
+) -> nn.Module:
+    """Rebuilds the network of a run folder, in evaluation mode.
+
+    Args:    base: the structure that the run began with, or what returns it; its weights do not matter. None: what
+             the folder names, if that is timm's or reconv's own; anything else is code, which needs `trust_code`.
+    Raises:  ConvError: when a file is missing, cut short, of a newer format or does not fit the structure.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    plan, weights = Plan.load(_inside(folder, PLAN)), read_weights(_inside(folder, WEIGHTS))
+    named = config.get("model")
+    named = named if isinstance(named, Mapping) else {}
+    structure = base_of(base, named.get("ref"), trust_code)
+    expected, found = named.get("hash"), structure_hash(structure)
+    if expected is not None and expected != found:
+        raise conv_error("load", "base must have the structure that the run began with", also=ValueError,
+                         got={"hash": found, "expected": expected, "model": repr(named.get("ref"))},
+                         do="Its state dict must have the same names, shapes and dtypes.")  # fmt: skip
+    model = restructure(structure, plan)
+    fit(model, weights, folder / WEIGHTS, same_dtype=True)
+    return model.eval()
+
+
+def base_of(base: nn.Module | Callable[[], nn.Module] | None, ref: object, trust_code: bool) -> nn.Module:
+    """The network that a run began with: what is given, or else what the folder's reference names."""
+    if base is None:
+        if not isinstance(ref, str):
+            raise conv_error("load", "base must be given where the run folder names no network", got={"base": None},
+                             do="Give base=…: the network's structure, or a function that returns it.",
+                             also=ValueError)  # fmt: skip
+        return build_model(ref) if trust_code else build_trusted(ref)
+    built = base if isinstance(base, nn.Module) or not callable(base) else base()
+    if not isinstance(built, nn.Module):
+        raise conv_error("load", "base must be a torch.nn.Module or return one", got={"base": type(built).__name__},
+                         also=TypeError)  # fmt: skip
+    return built
+
+
+def weights_hash(model: nn.Module) -> str:
+    """The same for networks whose state dicts hold the same values under the same names."""
+    seen = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if isinstance(tensor, torch.Tensor):
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            seen.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+            seen.update(memoryview(flat.view(torch.uint8).numpy()))
+    return seen.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    try:
+        own = version("reconv")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        own = "source"
+    return {"reconv": own, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise conv_error("load", "the file must be readable JSON", got={"file": path, "error": repr(str(error))},
+                         also=ValueError) from error  # fmt: skip
+    if not isinstance(data, dict):
+        raise conv_error("load", "the file must hold a JSON object", got={"file": path}, also=ValueError)
+    return data
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the run folder; a link that leads out of it is none."""
+    path = folder / name
+    if not path.is_file():
+        raise conv_error("load", f"a run folder must hold {name}", got={"folder": folder}, also=FileNotFoundError,
+                         do="Give the folder that reconv rewrite wrote.")  # fmt: skip
+    if path.resolve().parent != folder.resolve():
+        raise conv_error("load", f"{name} must lie in the run folder", got={"leads to": path.resolve()},
+                         also=PermissionError)  # fmt: skip
+    return path

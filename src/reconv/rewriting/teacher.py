@@ -1,0 +1,151 @@
+"""The original network as a teacher: what it answers, and which of its inner activations a student can match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_structure
+
+from reconv.data import Batch, Feed
+from reconv.errors import conv_error
+from reconv.surgery import fresh
+from reconv.surgery.outputs import tensors_in
+
+MEMORY = 256 * 2**20  # bytes of answers that a teacher may keep
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Floating tensors of a network's output, and of its matched modules."""
+
+    outputs: list[Tensor]
+    inner: list[Tensor]
+    structure: TreeSpec | None = None
+
+
+class Watched:
+    """A network that also gives the outputs of some of its modules, of each of their runs."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.model, self.names = model, names
+        self.seen: dict[str, list[Tensor]] = {}
+        self.handles = [model.get_submodule(n).register_forward_hook(partial(self._keep, n)) for n in names]
+
+    def __call__(self, batch: Batch) -> Answer:
+        output, seen = self.run(batch)
+        return Answer(tensors_in(output), [t for name in self.names for t in seen[name]], tree_structure(output))
+
+    def run(self, batch: Batch) -> tuple[Any, dict[str, list[Tensor]]]:
+        self.seen = {name: [] for name in self.names}
+        output, seen = self.model(*fresh(batch.inputs)), self.seen
+        self.seen = {}
+        return output, seen
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _keep(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        self.seen.setdefault(name, []).extend(tensors_in(output))
+
+
+class Teacher:
+    """Answers without gradient; from memory, once `remember` has seen that the data repeat and the answers fit."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self.watched = Watched(model, names)
+        self.known: dict[bytes, Answer] = {}
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Answer:
+        keys = _keys(batch) if self.known else []
+        if not keys or any(key not in self.known for key in keys):
+            return self.watched(batch)
+        rows = [self.known[key] for key in keys]
+        return Answer(_stacked(r.outputs for r in rows), _stacked(r.inner for r in rows))
+
+    @torch.no_grad()
+    def remember(self, feed: Feed, batch_size: int) -> None:
+        """Answers all of `feed` in its plain order, so that answers do not depend on what was asked before."""
+        first = next(iter(feed.batches(batch_size)))
+        if first.digest() != next(iter(feed.batches(batch_size))).digest():
+            return  # augmented or shuffled: what comes next is something else
+        answer = self.watched(first)
+        tensors = answer.outputs + answer.inner
+        if any(t.ndim == 0 or len(t) != len(first) for t in tensors):
+            return
+        if sum(t.nbytes for t in tensors) * feed.count(batch_size) > MEMORY:
+            return
+        for batch in feed.batches(batch_size):
+            answer = self.watched(batch)
+            for row, key in enumerate(_keys(batch)):
+                self.known[key] = Answer(*([t[row].clone() for t in part] for part in (answer.outputs, answer.inner)))
+
+
+def _keys(batch: Batch) -> list[bytes]:
+    return [batch.rows(slice(row, row + 1)).digest() for row in range(len(batch))]
+
+
+def _stacked(rows: Iterable[list[Tensor]]) -> list[Tensor]:
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def named_sites(student: nn.Module, teacher: nn.Module, match: Sequence[str] | None, batch: Batch) -> tuple[str, ...]:
+    """The modules to match: those asked for, or else every rewritten one whose output can be compared.
+
+    Raises:  ConvError: when a network lacks a module that was asked for, or the outputs have other shapes.
+    """
+    names = _rewritten(student, teacher, batch) if match is None else match
+    for name in names:
+        lacking = [who for who, net in (("student", student), ("model", teacher)) if name not in _modules(net)]
+        if lacking:
+            raise conv_error("recover", "match must name modules of both networks", got={"match": repr(name)},
+                             do=f"The {lacking[0]} has none of that name.", also=ValueError)  # fmt: skip
+    ours, theirs = _shapes(student, names, batch), _shapes(teacher, names, batch)
+    wrong = [name for name in names if ours[name] != theirs[name]]
+    if match is not None and wrong:
+        first = wrong[0]
+        raise conv_error("recover", "matched modules must give the same shapes", also=ValueError,
+                         got={"match": repr(first), "student": ours[first], "model": theirs[first]})  # fmt: skip
+    return tuple(name for name in names if name not in wrong)
+
+
+def _rewritten(student: nn.Module, teacher: nn.Module, batch: Batch) -> list[str]:
+    """Modules of another type; of two that follow each other (a folded batch norm) only the later one."""
+    theirs = _modules(teacher)
+    names = [n for n, m in student.named_modules() if n in theirs and type(m) is not type(theirs[n])]
+    made: dict[int, str] = {}  # id of an output -> the module that made it
+    alive: list[object] = []  # so that no id is used twice
+    superseded: set[str] = set()
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        superseded.update(made[id(x)] for x in args if id(x) in made)
+        made[id(output)] = name
+        alive.append(output)
+
+    handles = [theirs[n].register_forward_hook(partial(note, n)) for n in names]
+    try:
+        with torch.no_grad():
+            teacher(*fresh(batch.inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [n for n in names if n not in superseded]
+
+
+def _modules(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
+
+
+@torch.no_grad()
+def _shapes(model: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, list[tuple[int, ...]]]:
+    watched = Watched(model, names)
+    try:
+        return {name: [tuple(t.shape) for t in tensors] for name, tensors in watched.run(batch)[1].items()}
+    finally:
+        watched.close()

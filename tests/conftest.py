@@ -1,0 +1,21 @@
+"""Settings of every test run: nothing leaves the machine, nothing is left in the user's cache folder."""
+
+import os
+import tempfile
+
+import pytest
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+settings.register_profile("reconv", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+settings.load_profile("reconv")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder():
+    """Latencies measured by one run must not be another's."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        patch.delenv("RECONV_CACHE", raising=False)
+        yield

@@ -1,0 +1,59 @@
+"""Sites made by hand, with random weights that follow from their text, and what they compute."""
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reconv.layers import build
+from reconv.ruleset import Proposal, Rule
+from reconv.spec import Block, convs, parse
+from reconv.surgery.sites import Norm, Site
+
+
+def random(seed: object) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(str(seed).encode()))
+
+
+def make_site(block: Block | str, dtype: torch.dtype = torch.float64, norm: bool = False, **changes: object) -> Site:
+    """A site with weights that follow from its text, of a network that there is not."""
+    block = parse(block) if isinstance(block, str) else block
+    layer, generator = build(block, dtype=dtype), random(block)
+    tensors = layer.state_dict()
+    for name, tensor in tensors.items():
+        index = name.endswith("index")
+        new = torch.randperm(len(tensor), generator=generator) if index else randn(tensor.shape, generator)
+        tensors[name] = new.to(tensor.dtype)
+    channels = layer(input_of(block, dtype)).shape[1]
+    affine = Norm("norm", 1 + 0.3 * randn([channels], generator), randn([channels], generator)) if norm else None
+    return Site(**{"name": "conv", "block": block, "tensors": tensors, "norm": affine} | changes)
+
+
+def randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+
+
+def input_of(block: Block, dtype: torch.dtype = torch.float64) -> Tensor:
+    spec = next(convs(block))
+    return randn((2, spec.in_channels, *(7, 9, 8)[: spec.spatial_dims]), random("input")).to(dtype)
+
+
+def run(block: Block, tensors: dict[str, Tensor], input: Tensor) -> Tensor:
+    layer = build(block, dtype=input.dtype)
+    layer.load_state_dict(tensors)
+    with torch.no_grad():
+        return layer(input)
+
+
+def rewritten(rule: Rule, site: Site, proposal: Proposal, input: Tensor) -> Tensor:
+    return run(proposal.block, rule.init(site, proposal).tensors, input)
+
+
+def distance(exact: Tensor, near: Tensor) -> float:
+    return float((exact - near).norm() / exact.norm())
+
+
+def affine(norm: Norm, input: Tensor) -> Tensor:
+    shape = (1, -1, *[1] * (input.ndim - 2))
+    return norm.scale.reshape(shape) * input + norm.shift.reshape(shape)

@@ -1,0 +1,181 @@
+"""Exported files: plain operators, the same outputs in a process without reconv, or an error and no file."""
+
+import importlib.util
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from reconv.errors import ConvError
+from reconv.layers import build
+from reconv.rewriting import export as module
+from reconv.rewriting.export import export
+from reconv.spec import parse
+
+IMAGE = torch.linspace(-1, 1, 3 * 7 * 9).reshape(1, 3, 7, 9)
+BLOCK = "ic3oc8k3x3p1g1 -> shuffle(4) -> (ic8oc3k1x3p0x1 | ic8oc5k3x1p1x0) -> se(2) -> ic8oc4k1x1"
+
+
+def tower(*layers: nn.Module) -> nn.Module:
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+
+def rewritten() -> nn.Module:
+    return tower(build(parse(BLOCK)), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5))
+
+
+class Tree(nn.Module):
+    """Several inputs, one unused; outputs in a dict with a tuple, a discrete one among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, vector, image, unused):
+        y = self.conv(image)
+        return {"map": y, "rest": (y.mean((1, 2, 3)) + vector.sum(1), y.argmax(1))}
+
+
+class FixedBatch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image):
+        return self.conv(image).reshape(1, 4, 35)
+
+
+CASES = {
+    "rewritten": (rewritten(), IMAGE, True),
+    "channels last": (rewritten().to(memory_format=torch.channels_last), IMAGE, True),
+    "inputs and outputs": (Tree(), (torch.ones(1, 2), IMAGE, torch.ones(1, 5)), True),
+    "fixed batch": (FixedBatch(), IMAGE, False),
+    "1D": (nn.Sequential(build(parse("ic2oc6k5p2d1 -> ic6oc3k1"))), torch.ones(3, 2, 11), True),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("model, inputs, dynamic", CASES.values(), ids=CASES)
+def test_the_file_computes_what_the_network_computes(tmp_path, capfd, model, inputs, dynamic, suffix):
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = export(model, inputs, tmp_path / "deep" / f"net{suffix}")
+    assert report.max_abs_error <= report.tolerance
+    assert report.dynamic_batch is dynamic
+    assert ("batch size is fixed at 1" in report.note) is not dynamic
+    assert report.ops
+    assert not any("reconv" in op for op in report.ops)
+    assert [p.name for p in report.path.parent.iterdir()] == [f"net{suffix}"]
+    held = report.path.read_bytes()
+    assert __file__.encode() not in held
+    assert b"site-packages" not in held
+    assert capfd.readouterr() == ("", "")
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_dynamic_file_takes_other_batches_and_stays_exact(tmp_path):
+    model = rewritten().eval()
+    path = export(model, IMAGE, tmp_path / "net.onnx").path
+    images = torch.cat([IMAGE, -IMAGE, 2 * IMAGE])
+    session = onnxruntime.InferenceSession(path)
+    got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    torch.testing.assert_close(got, model(images), rtol=1e-4, atol=1e-6)
+
+
+class Branching(nn.Module):
+    """Python that depends on values cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, image):
+        y = self.conv(image)
+        return y if y.sum().item() > 0 else -y
+
+
+class Constant(nn.Module):
+    def forward(self, image):
+        return 3
+
+
+FAILURES = {
+    "suffix": (rewritten(), "net.tflite", "must end in .onnx or .pt2"),
+    "no suffix": (rewritten(), "net", "must end in"),
+    "not traceable": (Branching(), "net.pt2", "torch must be able to export"),
+    "not traceable, onnx": (Branching(), "net.onnx", "torch must be able to export"),
+    "no tensor": (Constant(), "net.pt2", "returns no tensor"),
+    "scripted": (torch.jit.script(nn.Conv2d(3, 4, 3)), "net.pt2", "export"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("model, name, message", FAILURES.values(), ids=FAILURES)
+def test_a_failure_is_one_error_and_leaves_no_file(tmp_path, model, name, message):
+    with pytest.raises(ConvError, match=message):
+        export(model, IMAGE, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_computes_something_else_does_not_replace_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "net.pt2").write_text("old")
+    write = module.Pt2.write
+
+    def wrong(program, path):
+        with torch.no_grad():
+            next(iter(program.state_dict.values())).add_(1)
+        return write(program, path)
+
+    monkeypatch.setattr(module.Pt2, "write", staticmethod(wrong))
+    with pytest.raises(ConvError, match=r"outputs are .* away from the network's"):
+        export(nn.Conv2d(3, 4, 3), IMAGE, tmp_path / "net.pt2")
+    assert (tmp_path / "net.pt2").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt2"]
+
+
+def test_an_operator_of_our_own_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Pt2, "write", staticmethod(lambda program, path: {"reconv.conv.default": 1}))
+    with pytest.raises(ConvError, match=r"operators of reconv's own: reconv\.conv\.default"):
+        export(nn.Conv2d(3, 4, 3), IMAGE, tmp_path / "net.pt2")
+
+
+def test_the_checking_process_cannot_import_reconv(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.Pt2, "run", "import reconv\n")
+    with pytest.raises(ConvError, match="asks for reconv"):
+        export(nn.Conv2d(3, 4, 3), IMAGE, tmp_path / "net.pt2")
+
+
+def test_onnx_missing_is_an_import_error_that_names_the_extra(tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
+    with pytest.raises(ImportError, match=r"missing=onnx. pip install 'reconv\[onnx\]'"):
+        export(nn.Conv2d(3, 4, 3), IMAGE, tmp_path / "net.onnx")
+
+
+A = torch.tensor([1.0, -2.0])
+COMPARISONS = [
+    ([A], [A.clone()], None),
+    ([A], [A + 1e-4], None),
+    ([A], [A + 1e-2], "away from"),
+    ([A], [A[:1]], r"its outputs are float32 \(1,\), not float32 \(2,\)"),
+    ([A], [A.double()], "float64"),
+    ([A], [A, A], "its outputs are"),
+    ([A / 0], [A / 0], None),
+    ([A * float("nan")], [A], "inf away"),
+    ([torch.arange(2000)], [torch.arange(2000).clamp(max=1998)], None),
+    ([torch.arange(20)], [torch.arange(20).clamp(max=18)], "0.05 away"),
+    ([torch.zeros(0, 3)], [torch.zeros(0, 3)], None),
+    ([A.to(torch.bfloat16)], [A.to(torch.bfloat16) * 1.01], None),
+]
+
+
+@pytest.mark.parametrize("expected, got, message", COMPARISONS)
+def test_what_counts_as_rounding(expected, got, message):
+    if message is None:
+        error, tolerance = module._compare(expected, got)
+        assert 0 <= error <= tolerance
+    else:
+        with pytest.raises(ConvError, match=message):
+            module._compare(expected, got)
