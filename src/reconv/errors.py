@@ -22,7 +22,8 @@ def conv_error(
     """Builds `<name>: <must>; got <arg>=<value>[, …]. <do>. [<spec>]`, to be raised by the caller.
 
     Args:    also: a builtin exception type that the error must be an instance of, too.
-    Example: >>> print(conv_error("conv2d", "stride must be positive", got={"stride": 0}, do="Use stride >= 1."))
+    Example:
+             >>> print(conv_error("conv2d", "stride must be positive", got={"stride": 0}, do="Use stride >= 1."))
              conv2d: stride must be positive; got stride=0. Use stride >= 1.
     """
     text = f"{name}: {must}"
@@ -44,5 +45,14 @@ def error_type(also: type[Exception] | None) -> type[ConvError]:
     if also is None:
         return ConvError
     if also not in _TYPES:
-        _TYPES[also] = type("ConvError", (ConvError, also), {"__module__": __name__})
+        _TYPES[also] = type("ConvError", (ConvError, also), {"__module__": __name__, "__reduce__": _reduced})
     return _TYPES[also]
+
+
+def _reduced(error: ConvError) -> tuple[object, tuple[object, ...]]:
+    """How a made type is pickled, so that it crosses processes (DataLoader workers)."""
+    return _again, (type(error).__mro__[2], error.args)
+
+
+def _again(also: type[Exception], args: tuple[object, ...]) -> ConvError:
+    return error_type(also)(*args)

@@ -28,7 +28,8 @@ def resolve(ref: str, weights: str | Path | None = None, trust_code: bool = Fals
              weights: a .safetensors file, or a .pt that holds tensors only.
              trust_code: whether a run folder may name code to run.
     Raises:  ConvError: when there is no such network, or the weights are not its own or hold code.
-    Example: >>> resolve("torch.nn:Identity")
+    Example:
+             >>> resolve("torch.nn:Identity")
              Identity()
     """
     check_ref(ref)

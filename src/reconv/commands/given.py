@@ -30,7 +30,8 @@ _INPUT = re.compile(r"(\d+(?:x\d+)*)(?::(\w+))?")
 class InputShape:
     """One --input.
 
-    Example: >>> InputShape.parse("1x20:int64")
+    Example:
+             >>> InputShape.parse("1x20:int64")
              InputShape(shape=(1, 20), dtype=torch.int64)
     """
 

@@ -95,7 +95,8 @@ def summary(
     Args:    target: the engine that times each row and the whole network; None: not timed.
     Returns: a Summary, which displays itself (rich, notebooks) and converts (`to_dict`, `to_csv`, `to_markdown`).
     Raises:  ConvError: when the network cannot be copied, rejects the inputs or runs no convolution.
-    Example: >>> import torch
+    Example:
+             >>> import torch
              >>> s = summary(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 9, 9))
              >>> s.rows[0].macs, s.rows[0].receptive_field
              (10584, (3, 3))

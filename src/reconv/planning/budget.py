@@ -48,7 +48,8 @@ class Budget:
         """Reads a budget from its text, or a mapping of names to values.
 
         Raises:  ConvError (a ValueError): where it does not follow the grammar, which is shown.
-        Example: >>> Budget.of("latency=0.4,params=2M").limits["params"]
+        Example:
+                 >>> Budget.of("latency=0.4,params=2M").limits["params"]
                  Limit(value=2000000.0, absolute=True)
         """
         if budget is None or isinstance(budget, Budget):

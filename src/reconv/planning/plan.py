@@ -57,7 +57,8 @@ class Plan:
              budget: as given, in its text form; None for none.
              layout: memory format in which the whole network measured fastest.
              met, reason: whether the budget holds, as measured on the whole network, and if not, why.
-    Example: >>> Plan.from_dict(Plan().to_dict()) == Plan()
+    Example:
+             >>> Plan.from_dict(Plan().to_dict()) == Plan()
              True
     """
 

@@ -22,7 +22,8 @@ def choose(
              which bounds the root of the summed squares (errors of different sites taken as independent).
              goal: what is made small: "error", or "latency" where an error limit is all that was given.
              every: change as many sites as the limits allow, before the goal.
-    Example: >>> keep, half = Candidate("a", None, {"latency": 2.0}), Candidate("a", None, {"latency": 1.0}, 0.1)
+    Example:
+             >>> keep, half = Candidate("a", None, {"latency": 2.0}), Candidate("a", None, {"latency": 1.0}, 0.1)
              >>> choose({"a": [keep, half]}, {"latency": 1.5})["a"].error
              0.1
     """

@@ -32,7 +32,8 @@ def apply(
     Args:    data: inputs from which batch-norm statistics are re-estimated after layers changed; None: they stay.
              rules: where the plan uses rules that are not reconv's own.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
-    Example: >>> import torch
+    Example:
+             >>> import torch
              >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, bias=False), torch.nn.BatchNorm2d(4)).eval()
              >>> edit = {"site": "0", "rule": "fold_batch_norm", "block": "ic1oc4k3x3", "absorbs": ["1"]}
              >>> apply(net, Plan.from_dict({"format": 1, "edits": [edit]}), torch.zeros(1, 1, 5, 5))[1]

@@ -28,7 +28,8 @@ _OURS = re.compile(r"reconv\.(networks(\.\w+)*:\w+|demo\.network:digits_vgg)")
 class Reference:
     """A parsed reference; kind is "module", "file" or "timm".
 
-    Example: >>> Reference.parse("nets/tiny.py:make")
+    Example:
+             >>> Reference.parse("nets/tiny.py:make")
              Reference(kind='file', place='nets/tiny.py', name='make')
     """
 
@@ -87,7 +88,8 @@ def build_model(text: str) -> nn.Module:
     """Calls what a reference names and returns the network: untrained if it is timm's.
 
     Raises:  ConvError: when there is no such thing, it fails (its own error is quoted) or returns something else.
-    Example: >>> type(build_model("torch.nn:Identity")).__name__
+    Example:
+             >>> type(build_model("torch.nn:Identity")).__name__
              'Identity'
     """
     reference = Reference.parse(text)

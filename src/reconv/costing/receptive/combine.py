@@ -21,10 +21,16 @@ def hull(fields: Sequence[Field]) -> Field:
     rank = max(len(field.axes) for field in fields)
     shapes = [(1,) * (rank - len(field.axes)) + field.shape for field in fields]
     shape = [next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True)]
-    parts = _refined(_paired([field.expand(shape) for field in fields]))
+    parts = [field.expand(shape) for field in fields]
+    labels = list(dict.fromkeys(chain(*(part.spans for part in parts))))
+    slid = frozenset().union(*(part.slid for part in parts))
+    if all(part.axes == parts[0].axes for part in parts):
+        spans = {label: hull_of_spans(part.spans[label] for part in parts if label in part.spans) for label in labels}
+        return replace(parts[0], spans=spans, slid=slid)
+    parts = _refined(_paired(parts))
     strides: dict[Label, dict[Place, int]] = {OTHER: {}}
-    spans: dict[Label, Span | None] = {}
-    for label in dict.fromkeys(chain(*(part.spans for part in parts))):
+    spans = {}
+    for label in labels:
         holders = [part for part in parts if label in part.spans]
         owner = max(holders, key=lambda part: len(_places(part, label)))
         strides[label] = {place: factor.stride for place, factor in _places(owner, label).items()}
@@ -33,7 +39,6 @@ def hull(fields: Sequence[Field]) -> Field:
         tuple(_shared(factors, (i, j), strides) for j, factors in enumerate(zip(*column, strict=True)))
         for i, column in enumerate(zip(*(part.axes for part in parts), strict=True))
     ]
-    slid = frozenset().union(*(part.slid for part in parts))
     return replace(parts[0], slid=slid).with_axes(axes, spans)
 
 
