@@ -14,17 +14,19 @@ from torch.utils.flop_counter import flop_registry
 
 from reconv.targets import Timing
 
-MS_PER_MAC, MS_PER_OPERATOR = 1e-6, 1e-3
+MS_PER_OPERATOR = 1e-3
 
 
 @dataclass(frozen=True)
 class FakeTarget:
     """Latency = so much a multiply-accumulate of a convolution + so much an operator of any kind.
 
-    Args:    grouped: how much dearer a multiply-accumulate is where there are groups; channels_last: in that layout.
+    Args:    mac: milliseconds of a multiply-accumulate; grouped: how much dearer it is where there are groups;
+             channels_last: the same in that layout.
              seen: how many networks each call of `measure` was given.
     """
 
+    mac: float = 1e-6
     grouped: float = 1.0
     channels_last: float = 1.0
     name: str = "fake"
@@ -55,7 +57,7 @@ class _Work(TorchDispatchMode):
             self.ms += MS_PER_OPERATOR
         if "convolution" in func._schema.name:
             macs = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out) // 2
-            self.ms += MS_PER_MAC * macs * self._dearness(args[1], groups=args[8])
+            self.ms += self.target.mac * macs * self._dearness(args[1], groups=args[8])
         return out
 
     def _dearness(self, weight: Tensor, groups: int) -> float:

@@ -89,6 +89,13 @@ def test_forms(data, examples, labelled):
         assert not labelled or read.targets.tolist() == Y.tolist()
 
 
+def test_plain_numbers_of_the_example_inputs_go_with_every_batch():
+    feed = Feed.of(TensorDataset(X, Y), (X[:1], 16000))
+    assert [(len(b), b.inputs[1], len(b.targets)) for b in feed.batches(4)] == [(4, 16000, 4), (3, 16000, 3)]
+    again = Feed.of(feed.head(5), (X[:1], 16000))
+    assert [(len(b.inputs), len(b), len(b.rows(slice(2)))) for b in again.batches()] == [(2, 5, 2)]
+
+
 def test_ragged_targets_are_left_out():
     (batch,) = Feed.of(Pairs(lambda i: (X[i], [0.0] * i)), ONE).batches()
     assert batch.targets is None

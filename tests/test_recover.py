@@ -313,6 +313,29 @@ def test_another_feed_may_judge():
     assert entries[0]["distance"] == pytest.approx(apart(worse(teacher()), teacher(), held.source.items), rel=1e-5)
 
 
+class Scribbler(nn.Module):
+    """Writes into what it is given; takes a number besides."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x, rate):
+        return self.norm(self.conv(x.mul_(rate).relu_()))
+
+
+def test_the_users_data_are_not_written_into():
+    torch.manual_seed(0)
+    net = Scribbler().eval()
+    student = clone(net)
+    nn.init.normal_(student.conv.weight)
+    data, before = list(SEEN.split(9)), SEEN.clone()
+    better = recover(student, net, data, **FAST, example_inputs=(SEEN[:1], 0.5))
+    assert torch.equal(SEEN, before)
+    assert (better(SEEN.clone(), 0.5) - net(SEEN.clone(), 0.5)).norm() < (
+        student(SEEN.clone(), 0.5) - net(SEEN.clone(), 0.5)).norm()  # fmt: skip
+
+
 class WithAux(Net):
     """Gives more in training, as some classifiers do."""
 

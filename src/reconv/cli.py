@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from reconv import __version__
 from reconv.commands.demo import demo
 from reconv.commands.export import export
 from reconv.commands.output import say
@@ -50,10 +50,7 @@ for command in COMMANDS:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        try:
-            typer.echo(f"reconv {metadata.version('reconv')}")
-        except metadata.PackageNotFoundError:
-            typer.echo("reconv, run from a source tree that is not installed")
+        typer.echo(f"reconv {__version__}")
         raise typer.Exit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -21,9 +21,12 @@ FORMS = "Give a tensor, a Dataset, or batches (a list or DataLoader) of inputs o
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one forward pass, and targets where there are any (those that are no tensor are left out)."""
+    """Inputs of one forward pass, and targets where there are any (those that are no tensor are left out).
 
-    inputs: tuple[Tensor, ...]
+    Inputs after the first may be plain numbers, the same for every sample.
+    """
+
+    inputs: tuple[Any, ...]
     targets: Tensor | None = None
 
     def __len__(self) -> int:
@@ -31,16 +34,19 @@ class Batch:
 
     def rows(self, index: slice) -> Batch:
         """Some of its samples."""
-        return Batch(tuple(x[index] for x in self.inputs), None if self.targets is None else self.targets[index])
+        return self._each(lambda tensor: tensor[index])
 
     def to(self, device: torch.device) -> Batch:
-        targets = None if self.targets is None else self.targets.to(device)
-        return Batch(tuple(x.detach().to(device) for x in self.inputs), targets)
+        return self._each(lambda tensor: tensor.detach().to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        inputs = tuple(change(x) if isinstance(x, Tensor) else x for x in self.inputs)
+        return Batch(inputs, None if self.targets is None else change(self.targets))
 
     def digest(self) -> bytes:
         """Equal for equal inputs."""
         seen = hashlib.blake2b(digest_size=16)
-        for x in self.inputs:
+        for x in filter(torch.is_tensor, self.inputs):
             seen.update(repr((x.dtype, tuple(x.shape))).encode())
             seen.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return seen.digest()
@@ -51,10 +57,10 @@ class Feed:
     """Checked batches, on one device, out of whatever a user gave. Make one with `Feed.of`."""
 
     source: Source
-    examples: tuple[Tensor, ...] = field(repr=False)
+    examples: tuple[Any, ...] = field(repr=False)  # as the network takes them; the first is a tensor
 
     @staticmethod
-    def of(data: object, example_inputs: Tensor | Sequence[Tensor] | None = None) -> Feed:
+    def of(data: object, example_inputs: Tensor | Sequence[Any] | None = None) -> Feed:
         """Batches that fit the example inputs, spatial sizes apart.
 
         With one example input, (a, b) means (inputs, targets). With several, a tuple or list whose first member is
@@ -62,7 +68,8 @@ class Feed:
 
         Args:    data: a tensor (N, …), a map-style Dataset of x or (x, y), or a re-iterable of batches, which must
                  come in the same order on each pass, unless it is a DataLoader.
-                 example_inputs: what the network takes; None: like the first sample of `data`.
+                 example_inputs: what the network takes; None: like the first sample of `data`. A plain number
+                 among them goes with every batch and is no part of `data`.
         Raises:  ConvError: when `data` is none of these, or a one-shot iterator. Batches are checked as they pass:
                  empty data, NaN or infinity, another rank, dtype or number of channels.
         Example:
@@ -74,7 +81,7 @@ class Feed:
             return data
         if isinstance(example_inputs, Tensor):
             example_inputs = (example_inputs,)
-        source = _source(data, None if example_inputs is None else len(example_inputs))
+        source = _source(data, None if example_inputs is None else sum(map(torch.is_tensor, example_inputs)))
         if example_inputs is None:
             first = next(iter(source.batches(1, None)), None)
             if first is None:
@@ -86,16 +93,21 @@ class Feed:
         """All of it once. Re-iterables keep their own batches and their order."""
         empty = True
         for batch in self.source.batches(batch_size, shuffle):
-            _check(batch, self.examples)
+            _check(batch, [x for x in self.examples if isinstance(x, Tensor)])
             if len(batch):
                 empty = False
-                yield batch.to(self.examples[0].device)
+                yield replace(batch, inputs=self._filled_in(batch.inputs)).to(self.examples[0].device)
         if empty:
             raise _empty()
 
     def on(self, device: torch.device) -> Feed:
         """The same on another device."""
-        return replace(self, examples=tuple(x.to(device) for x in self.examples))
+        return replace(self, examples=Batch(self.examples).to(device).inputs)
+
+    def _filled_in(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """Inputs of the network: the tensors, and the plain numbers between them."""
+        left = iter(tensors)
+        return tuple(next(left) if isinstance(x, Tensor) else x for x in self.examples)
 
     def count(self, batch_size: int = 64) -> int:
         """How many batches a pass has (a DataLoader that was split: at most)."""
@@ -276,7 +288,7 @@ def _is_map_style(data: Any) -> bool:
 def _parsed(raw: Any, arity: int | None) -> Batch:
     """A batch or a sample in a user's form."""
     if isinstance(raw, Batch):
-        return raw
+        return replace(raw, inputs=tuple(x for x in raw.inputs if isinstance(x, Tensor)))
     inputs, rest = _members(raw, arity)
     if not inputs or len(inputs) != (arity or len(inputs)) or len(rest) > 1:
         raise conv_error("data", "each batch must be inputs or (inputs, targets)",
@@ -320,7 +332,7 @@ def _stacked(samples: list[Batch]) -> Batch:
     return Batch(inputs, torch.stack(targets) if complete else None)
 
 
-def _check(batch: Batch, examples: tuple[Tensor, ...]) -> None:
+def _check(batch: Batch, examples: Sequence[Tensor]) -> None:
     if len(batch.inputs) != len(examples):
         got = {"inputs": len(batch.inputs), "example_inputs": len(examples)}
         raise conv_error("data", "each batch must hold as many inputs as example_inputs", got=got, also=ValueError)

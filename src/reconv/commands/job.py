@@ -11,7 +11,7 @@ import typer
 
 from reconv.commands.options import usage
 from reconv.commands.output import say
-from reconv.errors import ConvError, conv_error
+from reconv.errors import conv_error
 from reconv.planning.budget import Budget
 from reconv.rewriting.store import CHECKPOINT, WEIGHTS, is_run
 from reconv.ruleset import rules_named
@@ -89,8 +89,8 @@ def resumable(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt:
         say(f"stopped; {_what_stands(folder)}")
         raise typer.Exit(130) from None
-    except (ConvError, OSError) as error:
-        if isinstance(error, OSError) and (folder / CHECKPOINT).exists():
+    except Exception:
+        if (folder / CHECKPOINT).exists():
             say(_what_stands(folder))
         raise
 

@@ -40,13 +40,15 @@ def recover(
     from reconv.planning.plan import Plan
     from reconv.rewriting.job import held_error, logger
     from reconv.rewriting.recovery import recover as distill
-    from reconv.rewriting.store import CHECKPOINT, PLAN, load, read_config, save_run
+    from reconv.rewriting.store import CHECKPOINT, PLAN, is_run, load, read_config, save_run
 
+    if data is None:
+        raise typer.BadParameter("give the data to recover on; labels are not needed", param_hint="--data")
+    if not is_run(run):
+        raise typer.BadParameter(f"must be a run folder, not {str(run)!r}", param_hint="RUN")
     shapes = check_flags(ctx, str(run), input or [], data, evaluate, trust_code)
     scaling = floats("--mean", mean), floats("--std", std)
     j.check_holdout(holdout)
-    if data is None:
-        raise typer.BadParameter("recovery needs data; labels are not needed", param_hint="--data")
     held_config = read_config(run)
     teacher = original(held_config, weights, trust_code)
     student = load(run, base=teacher)

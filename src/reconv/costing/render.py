@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def as_csv(summary: Summary) -> str:
 
 def as_markdown(summary: Summary) -> str:
     """A Markdown table with the totals."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
@@ -96,11 +98,13 @@ def as_table(summary: Summary) -> Table:
     """A rich table for terminals: what a person looks at first."""
     timed = summary.target is not None
     shown = SHOWN if timed else SHOWN[:-1]
-    table = Table(title=f"convolutions, timed on {summary.target}" if timed else "convolutions", title_justify="left")
+    table = Table(
+        title=escape(f"convolutions, timed on {summary.target}") if timed else "convolutions", title_justify="left"
+    )
     for name, head in shown:
         table.add_column(head, justify="left" if name in ("name", "kind", "spec") else "right", overflow="fold")
     for row in summary.rows:
-        table.add_row(*(_short(name, getattr(row, name)) for name, _ in shown))
+        table.add_row(*(escape(_short(name, getattr(row, name))) for name, _ in shown))
     table.add_section()
     for title, totals in (("all convolutions", summary.total), ("whole network", summary.network)):
         cells = [title if name == "name" else _total_cell(totals, name) for name, _ in shown]

@@ -87,9 +87,7 @@ class Summary:
         return as_html(self)
 
 
-def summary(
-    model: nn.Module, example_inputs: Tensor | Sequence[Any], target: str | Target | None = None
-) -> Summary:
+def summary(model: nn.Module, example_inputs: Tensor | Sequence[Any], target: str | Target | None = None) -> Summary:
     """What each convolution that `model` really runs on `example_inputs` costs, one row a call.
 
     Args:    target: the engine that times each row and the whole network; None: not timed.

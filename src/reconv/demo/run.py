@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 from torch import nn
 
@@ -35,7 +35,8 @@ def main(folder: Path = RUN) -> Result:
     console.rule(f"2  plan, rewrite, recover: budget {BUDGET}")
     with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bars:
         shown = _Bars(bars)
-        result = rewrite(model, image, budget=BUDGET, data=train, out=folder, progress=shown)
+        result = rewrite(model, image, budget=BUDGET, data=train, out=folder, ref="reconv.demo.network:digits_vgg",
+                         progress=shown)  # fmt: skip
     console.print(_edits(result.plan))
 
     console.rule("3  measured")
@@ -52,7 +53,8 @@ class _Bars:
     """A progress bar for each stage."""
 
     def __init__(self, bars: Progress) -> None:
-        self.bars, self.tasks = bars, {}
+        self.bars = bars
+        self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         if stage not in self.tasks:

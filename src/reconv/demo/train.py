@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from reconv.demo.digits import accuracy, digits
 from reconv.demo.network import WEIGHTS, DigitsVGG
+from reconv.targets import to_layout
 
 EPOCHS, BATCH, PEAK_LR, SEED = 14, 100, 3e-3, 0
 LOG = Path(WEIGHTS).with_name("training_log.json")
@@ -32,7 +33,7 @@ def main() -> None:
     torch.manual_seed(SEED)
     train, held_out = digits()
     images, labels = train.tensors
-    model = DigitsVGG().to(memory_format=torch.channels_last)
+    model = to_layout(DigitsVGG(), "channels_last")
     steps = EPOCHS * math.ceil(len(images) / BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=steps)

@@ -39,6 +39,7 @@ def plan(
     sites: str | Sequence[str] = "*",
     seed: int = 0,
     *,
+    ref: str | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Chooses what each convolution of `model` becomes, from measured latencies and measured errors.
@@ -50,7 +51,7 @@ def plan(
     Args:    budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
              data: calibration inputs; None: errors are measured on `example_inputs`.
              target: the engine that times; rules: names, groups or Rules; sites: globs of module names.
-             progress: called with (what, done, of how many).
+             ref: what the command line calls the network, to be noted. progress: called with (what, done, of how many).
     Returns: a Plan; `met` says whether the budget holds, `reason` why not, `refusals` why sites stay as they are.
     Raises:  ConvError: for a wrong budget, rule, target, network or data. An unmet budget never raises.
     """
@@ -71,7 +72,7 @@ def plan(
     refusals += [*table.refusals, *_exact_refusals(bench, outcome)]
     edits = bench.timed(outcome.edits, outcome.layout)
     bench.cache.close()
-    return Plan(edits, tuple(refusals), {"ref": None, "hash": structure_hash(model)}, limits.text, engine.name,
+    return Plan(edits, tuple(refusals), {"ref": ref, "hash": structure_hash(model)}, limits.text, engine.name,
                 outcome.layout, not reasons, "; ".join(reasons) or None, outcome.ratio)  # fmt: skip
 
 
@@ -85,7 +86,8 @@ class _Planner:
     def search(self, rules: Sequence[Rule]) -> tuple[Outcome, Table]:
         """The best network found, and the table that it was chosen from."""
         start = self.spent(self.bench.judge([]), {}, Table())
-        best = start if start.ratio < 1 else self.as_given(start)
+        differs = start.edits or start.layout != layout_of(self.bench.original)
+        best = start if differs and start.ratio < 1 else self.as_given(start)
         if not rules or not self.bench.sites:
             return best, Table()
         gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
 from reconv.spec import Block, parse
+from reconv.targets import LAYOUTS
 
 FORMAT = 1
-LAYOUTS = ("contiguous", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,12 @@ class Plan:
             raise _wrong("a plan is a JSON object", {"type": type(data).__name__})
         if data.get("format") != FORMAT:
             raise _wrong(f"format must be {FORMAT}", {"format": data.get("format")})
-        layout = data.get("layout", LAYOUTS[0])
-        if layout not in LAYOUTS:
-            raise _wrong(f"layout must be one of {', '.join(LAYOUTS)}", {"layout": layout})
-        return cls(
-            edits=tuple(_read(_edit, e, f"edits[{i}]") for i, e in enumerate(data.get("edits", []))),
-            refusals=tuple(_read(_refusal, r, f"refusals[{i}]") for i, r in enumerate(data.get("refusals", []))),
-            model=dict(data.get("model") or {}), budget=data.get("budget"), target=data.get("target", "torch"),
-            layout=layout, met=bool(data.get("met", True)), reason=data.get("reason"),
-            latency_ratio=data.get("latency_ratio"),
-        )  # fmt: skip
+        known = {name: _typed(data, name) for name in _TYPES if name in data}
+        if known.get("layout", LAYOUTS[0]) not in LAYOUTS:
+            raise _wrong(f"layout must be one of {', '.join(LAYOUTS)}", {"layout": known["layout"]})
+        for name, read in (("edits", _edit), ("refusals", _refusal)):
+            known[name] = tuple(_read(read, each, f"{name}[{i}]") for i, each in enumerate(known.get(name, [])))
+        return cls(**known)
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON."""
@@ -115,20 +112,37 @@ def _wrong(must: str, got: Mapping[str, object]) -> ConvError:
     return conv_error("Plan", must, got=got, also=ValueError)
 
 
+_TYPES: dict[str, tuple[type, ...]] = {
+    "edits": (list,), "refusals": (list,), "model": (dict,), "budget": (str, NoneType), "target": (str,),
+    "layout": (str,), "met": (bool,), "reason": (str, NoneType), "latency_ratio": (int, float, NoneType),
+}  # fmt: skip
+
+
+def _typed(data: Mapping[str, Any], name: str) -> Any:
+    value, types = data[name], _TYPES[name]
+    if not isinstance(value, types):
+        names = " or ".join("null" if t is NoneType else t.__name__ for t in types)
+        raise _wrong(f"{name} must be {names}", {name: repr(value)})
+    return value
+
+
 def _read(read: Any, data: Any, where: str) -> Any:
     try:
         return read(data)
     except ConvError as error:
         raise _wrong(f"{where} must be readable", {"error": repr(str(error))}) from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _wrong(f"{where} must have its fields, of their types", {"error": repr(error)}) from error
 
 
 def _edit(data: Mapping[str, Any]) -> Edit:
     error, latency = data.get("error"), data.get("latency_ms")
+    absorbs = data.get("absorbs", [])
+    if not isinstance(absorbs, list):
+        raise TypeError(f"absorbs must be a list, not {absorbs!r}")
     return Edit(str(data["site"]), str(data["rule"]), parse(data["block"]),
                 None if error is None else float(error), None if latency is None else float(latency),
-                tuple(str(name) for name in data.get("absorbs", ())))  # fmt: skip
+                tuple(map(str, absorbs)))  # fmt: skip
 
 
 def _refusal(data: Mapping[str, Any]) -> Refusal:

@@ -51,6 +51,7 @@ def choose(
 
 def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]) -> dict[str, Candidate]:
     """Per site the candidate that spends least of the named costs, each relative to the site as it is."""
+
     def spent(c: Candidate, kept: Candidate) -> tuple[float, float]:
         return sum(c.costs[n] / max(kept.costs[n], 1e-300) for n in names), c.error
 

@@ -59,9 +59,7 @@ def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
     }
 
 
-def measure(
-    bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress
-) -> Table:
+def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress) -> Table:
     """Fills the table: times every proposal of every rule, fits those that gain, probes those on the front.
 
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
@@ -132,6 +130,7 @@ Fitted = tuple[Proposal, dict[str, float], Weights]
 
 def _front(fitted: Sequence[Fitted]) -> list[Fitted]:
     """Those that no other beats in both fit and every cost, from cheap to dear."""
+
     def beaten(one: Fitted) -> bool:
         return any(
             other is not one and other[2].error <= one[2].error

@@ -11,14 +11,23 @@ from torch import Tensor, nn
 
 from reconv.data import Batch
 from reconv.planning.edits import Fit, apply_edits, current
-from reconv.planning.plan import LAYOUTS, Edit, Refusal
+from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Weights
 from reconv.spec import Block
 from reconv.surgery import Site, clone, fresh
 from reconv.surgery.norms import reestimate
-from reconv.targets import LatencyCache, Problem, Target, layout_of, time_blocks, time_networks, to_layout
+from reconv.targets import (
+    LatencyCache,
+    Problem,
+    Target,
+    layout_of,
+    layouts_of,
+    time_blocks,
+    time_networks,
+    to_layout,
+)
 
 SECONDS = 2.0  # to measure one set of networks
 
@@ -78,7 +87,7 @@ class Workbench:
             folded, exact = self.with_exact(student, sites)
             variants = [(edits_, layout, to_layout(clone(model), layout))
                         for edits_, model in ((tuple(edits), student), ((*edits, *exact), folded))
-                        for layout in LAYOUTS]  # fmt: skip
+                        for layout in layouts_of(self.original)]  # fmt: skip
         variants = [v for v in variants if self.runs(v[2])]
         base, *timings = time_networks(self.engine, [self.original, *(v[2] for v in variants)], self.inputs, SECONDS)
         best = min(range(len(variants)), key=lambda i: timings[i].median_ms)

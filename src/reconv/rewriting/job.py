@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reconv.costing.summary import Summary, summary
 from reconv.data import Feed
-from reconv.planning.budget import Budget
+from reconv.planning.budget import Budget, Limit
 from reconv.planning.make import Rules, plan
 from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
@@ -78,6 +78,7 @@ def rewrite(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    ref: str | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Rewrites a trained network so that it keeps a budget: plan, apply, recover, measure.
@@ -86,6 +87,7 @@ def rewrite(
              epochs: of recovery; 0: none. holdout: the share of `data` that only judges.
              evaluate: a score of a network, higher is better; else the distance to the original's output judges.
              out: a run folder for plan.json, checkpoint/ and log.jsonl while the job runs; `resume` goes on there.
+             ref: MODEL as the command line names it, by which `load` finds the network's structure again.
              The rest as for `plan`.
     Returns: a Result. An unmet budget never raises: `met` is False, `reason` says why, `model` is the best found,
              never slower than what was given.
@@ -95,7 +97,8 @@ def rewrite(
     engine, found = get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
     folder = None if out is None else Path(out)
-    made = _plan_of(folder, resume) or plan(model, inputs, budget, train, engine, rules, sites, seed, progress=progress)
+    made = _plan_of(folder, resume) or plan(model, inputs, budget, train, engine, rules, sites, seed,
+                                            ref=ref, progress=progress)  # fmt: skip
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
     changed = any(edit.error != 0.0 for edit in made.edits)
@@ -168,11 +171,13 @@ def _measured(model: nn.Module, student: nn.Module, made: Plan, budget: Budget, 
 
 def _holds_as_given(budget: Budget, latency_ms: float) -> bool:
     """Whether the original keeps the budget, as far as its latency tells."""
-    return all(
-        name == "error" or (limit.value >= (latency_ms if name == "latency" and limit.absolute else 1)
-        and (name == "latency" or not limit.absolute))
-        for name, limit in budget.limits.items()
-    )  # fmt: skip
+
+    def holds(name: str, limit: Limit) -> bool:
+        if name == "error":
+            return True
+        return name == "latency" and latency_ms <= limit.value if limit.absolute else limit.value >= 1
+
+    return all(holds(name, limit) for name, limit in budget.limits.items())
 
 
 def _latency_counts(budget: Budget) -> bool:

@@ -41,7 +41,7 @@ def recover(
     holdout: float | Feed = 0.1,
     seed: int = 0,
     *,
-    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    example_inputs: Tensor | Sequence[Any] | None = None,
     match: Sequence[str] | None = None,
     batch_size: int = 50,
     lr: float = 7e-4,

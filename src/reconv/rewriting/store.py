@@ -6,13 +6,13 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from reconv import __version__
 from reconv.costing.summary import Summary
 from reconv.errors import conv_error
 from reconv.planning.edits import restructure
@@ -124,16 +124,12 @@ def weights_hash(model: nn.Module) -> str:
         if isinstance(tensor, torch.Tensor):
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             seen.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-            seen.update(memoryview(flat.view(torch.uint8).numpy()))
+            seen.update(flat.view(torch.uint8).numpy().data)
     return seen.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:
-    try:
-        own = version("reconv")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        own = "source"
-    return {"reconv": own, "torch": torch.__version__, "python": platform.python_version()}
+    return {"reconv": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def write_text(path: Path, text: str) -> None:

@@ -90,7 +90,7 @@ def applied(module: nn.Module) -> dict[str, Tensor]:
         hooks: dict[int, Any] = module._forward_pre_hooks
         for hook in filter(_computes_weight, hooks.values()):
             hook(module, ())  # sets the weight anew
-    tensors = {"weight": module.weight, "bias": module.bias}
+    tensors: dict[str, Any] = {"weight": module.weight, "bias": module.bias}
     return {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor is not None}
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from reconv.errors import conv_error
-from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
 from reconv.surgery.sites import ConvCall, Norm, Site
 from reconv.surgery.trace import Field, Observer, Run, Trace, is_conv, plain_forward
@@ -38,7 +37,7 @@ class Network:
 def find_sites(
     model: nn.Module,
     example_inputs: Tensor | Sequence[Any],
-    field: Callable[[tuple[Any, ...]], Field] | None = None,
+    field: Callable[[tuple[Tensor, ...]], Field] | None = None,
     observers: Iterable[Observer] = (),
 ) -> Network:
     """Every convolution that `model` runs on `example_inputs`, found on a copy in evaluation mode.
@@ -49,7 +48,9 @@ def find_sites(
     inputs = fresh(tensors_of(example_inputs))
     copied = clone(model)
     _check_initialised(copied)
-    trace = Trace.of(copied, inputs, field(inputs) if field else None, observers)
+    tensors = tuple(x for x in inputs if isinstance(x, Tensor))
+    receptive = field(tensors) if field and all(x.numel() for x in tensors) else None
+    trace = Trace.of(copied, inputs, receptive, observers)
     if not trace.runs:
         raise conv_error("reconv", "the network must run at least one convolution",
                          got={"model": type(model).__name__}, also=ValueError)  # fmt: skip
@@ -91,16 +92,17 @@ def _refusal(trace: Trace, module: nn.Module, runs: list[Run]) -> str | None:
     reason = plain_forward(module)
     if reason:
         return reason
+    mine = set(module.parameters())
+    for other in trace.model.modules():
+        if other is not module and is_conv(other) and not mine.isdisjoint(other.parameters()):
+            return f"its parameters are tied to those of {trace.name_of(other)}"
     if module in trace.foreign_weights:
         return f"its parameters are used outside of it, by {trace.foreign_weights[module]}"
-    mine = {id(p) for p in module.parameters()}
-    for other in trace.model.modules():
-        if other is not module and is_conv(other) and any(id(p) in mine for p in other.parameters()):
-            return f"its parameters are tied to those of {trace.name_of(other)}"
+    unreal = next((p.dtype for p in mine if not p.is_floating_point()), None)
+    if unreal:
+        return f"its weight must be real floating point; it is {unreal}"
     if any(not torch.equal(r.weight, runs[0].weight) for r in runs[1:]):
         return "its weight changes from one run to the next"
-    if not isinstance(runs[0].call.spec, ConvSpec) or not runs[0].weight.is_floating_point():
-        return f"its weight must be real floating point; it is {runs[0].weight.dtype}"
     return None
 
 

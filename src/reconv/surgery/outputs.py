@@ -28,6 +28,7 @@ def tensors_in(output: Any) -> list[Tensor]:
     return found
 
 
+@torch.no_grad()
 def squared_distance(student: Any, teacher: Any) -> tuple[float, float]:
     """(‖student − teacher‖², ‖teacher‖²) over all tensors of two outputs.
 

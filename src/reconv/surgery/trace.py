@@ -67,8 +67,10 @@ class Trace(TorchDispatchMode):
             p: m for m in model.modules() if is_conv(m) for p in m.parameters(recurse=False)
         }
         self.foreign_weights: dict[nn.Module, str] = {}
-        self.scripted = {p.data_ptr(): self.names[m] for m in model.modules() if isinstance(m, torch.jit.ScriptModule)
-                         for p in m.parameters(recurse=False)}  # fmt: skip
+        self.scripted = {
+            tensor.data_ptr(): self.names[m] for m in model.modules() if isinstance(m, torch.jit.ScriptModule)
+            for tensor in (*m.parameters(recurse=False), *m.buffers(recurse=False))
+        }  # fmt: skip
 
     @classmethod
     def of(

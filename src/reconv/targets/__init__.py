@@ -2,11 +2,12 @@
 
 from reconv.targets.cache import LatencyCache
 from reconv.targets.engine import TARGETS, Target, get_target, machine
-from reconv.targets.layout import laid_out, layout_of, to_layout
+from reconv.targets.layout import LAYOUTS, laid_out, layout_of, layouts_of, to_layout
 from reconv.targets.measure import Problem, time_blocks, time_networks
 from reconv.targets.timing import Timing, interleave
 
 __all__ = [
+    "LAYOUTS",
     "TARGETS",
     "LatencyCache",
     "Problem",
@@ -16,6 +17,7 @@ __all__ = [
     "interleave",
     "laid_out",
     "layout_of",
+    "layouts_of",
     "machine",
     "time_blocks",
     "time_networks",

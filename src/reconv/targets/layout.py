@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+LAYOUTS = ("contiguous", "channels_last")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -24,6 +25,13 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "channels_last" and tensor.dim() in _CHANNELS_LAST:
         return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()])
     return tensor.contiguous()
+
+
+def layouts_of(model: nn.Module) -> tuple[str, ...]:
+    """The memory formats that the weights can tell apart; the model's own first."""
+    own = layout_of(model)
+    several = any(tensor.dim() in _CHANNELS_LAST for tensor in model.parameters())
+    return (own, *(other for other in LAYOUTS if several and other != own))
 
 
 def layout_of(model: nn.Module) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
 
 from reconv.costing.receptive.field import Field
 from reconv.costing.receptive.taps import LostError
@@ -68,11 +69,11 @@ class Call:
     def tracked(self) -> bool:
         """Whether any argument sees something of the input, or might."""
         fields = [self.field_of(tensor) for value in self.arguments.values() for tensor in tensors_in(value)]
-        return any(field is None or field.spans for field in fields)
+        return any(field is None or field.tracked for field in fields)
 
     def check_asked(self) -> None:
         for name in self.arguments.keys() - self._asked:
-            if any(self._known(tensor).spans for tensor in tensors_in(self.arguments[name])):
+            if any(self._known(tensor).tracked for tensor in tensors_in(self.arguments[name])):
                 raise LostError(f"{self.name} with a {name} computed from the input")
 
     def _known(self, tensor: torch.Tensor) -> Field:
@@ -84,11 +85,7 @@ class Call:
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """The tensors of an argument or a result: itself, or those of its list."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [tensor for each in value for tensor in tensors_in(each)]
-    return []
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 Rule = Callable[[Call], Field | list[Field]]  # one field stands for every output of its shape

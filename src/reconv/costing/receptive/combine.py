@@ -1,45 +1,36 @@
-"""Several fields into one: what the elements of an elementwise result see."""
+"""Several fields into one."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain
 from math import gcd
 
-from reconv.costing.receptive.field import Field
-from reconv.costing.receptive.layout import OTHER, Factor, Label, refine
-from reconv.costing.receptive.span import Span
-from reconv.costing.receptive.span import hull as hull_of_spans
-from reconv.costing.receptive.taps import LostError, cycle, repeat
+from reconv.costing.receptive.field import Field, positions, reach
+from reconv.costing.receptive.kinds import Kinds, Spans, labels_of, update
+from reconv.costing.receptive.kinds import hull as hull_of_kinds
+from reconv.costing.receptive.layout import KIND, OTHER, Axis, Factor, Label, labels_on, plain, refine
+from reconv.costing.receptive.taps import LostError, Taps, cycle, repeat
 
 Place = tuple[int, int]  # an axis, and a factor in it
 
 
 def hull(fields: Sequence[Field]) -> Field:
-    """Broadcast, then each element sees what any operand's element sees."""
+    """Broadcast, then each element sees what any operand's element sees, as in an elementwise operator."""
     if len(fields) == 1:
         return fields[0]
     rank = max(len(field.axes) for field in fields)
     shapes = [(1,) * (rank - len(field.axes)) + field.shape for field in fields]
     shape = [next((size for size in sizes if size != 1), 1) for sizes in zip(*shapes, strict=True)]
     parts = [field.expand(shape) for field in fields]
-    labels = list(dict.fromkeys(chain(*(part.spans for part in parts))))
-    slid = frozenset().union(*(part.slid for part in parts))
+    slid = frozenset[Label]().union(*(part.slid for part in parts))
     if all(part.axes == parts[0].axes for part in parts):
-        spans = {label: hull_of_spans(part.spans[label] for part in parts if label in part.spans) for label in labels}
-        return replace(parts[0], spans=spans, slid=slid)
-    parts = _refined(_paired(parts))
-    strides: dict[Label, dict[Place, int]] = {OTHER: {}}
-    spans = {}
-    for label in labels:
-        holders = [part for part in parts if label in part.spans]
-        owner = max(holders, key=lambda part: len(_places(part, label)))
-        strides[label] = {place: factor.stride for place, factor in _places(owner, label).items()}
-        spans[label] = hull_of_spans(_aligned(part, owner, label) for part in holders)
-    axes = [
-        tuple(_shared(factors, (i, j), strides) for j, factors in enumerate(zip(*column, strict=True)))
-        for i, column in enumerate(zip(*(part.axes for part in parts), strict=True))
-    ]
-    return replace(parts[0], slid=slid).with_axes(axes, spans)
+        return replace(parts[0], slid=slid).with_axes(parts[0].axes, _together([part.kinds for part in parts]))
+    try:
+        return _hull_of_shape(parts, slid)
+    except LostError:
+        if not any(part.factors(KIND) for part in parts):
+            raise
+        return _hull_of_shape([part.without_kinds() for part in parts], slid)
 
 
 def mix(field: Field, axes: Iterable[int]) -> Field:
@@ -54,9 +45,85 @@ def matmul(left: Field, right: Field) -> Field:
 
 def everywhere(field: Field) -> Field:
     """A weight, as seen from every output: what its elements see must not depend on the element."""
-    moving = {factor.label: None for axis in field.axes for factor in axis if factor.label and factor.size > 1}
-    field = field.reduce(range(len(field.axes)))
-    return field.with_axes(field.axes, {label: None for label in moving if label in field.spans})
+    moving = [label for axis in field.axes for label in labels_on(tuple(f for f in axis if f.size > 1))]
+    return _unknown_along(field.reduce(range(len(field.axes))), moving)
+
+
+def concatenate(fields: Sequence[Field], axis: int) -> Field:
+    """The parts one after the other along an axis: places of different kinds."""
+    axis %= len(fields[0].axes)
+    fields = [field if _kinds_along(field, {axis}) else field.without_kinds() for field in fields]
+    axes = [field.axes[axis] for field in fields]
+    if labels_on(axes[0]) and all(each == axes[0] for each in axes) and not any(f.factors(KIND) for f in fields):
+        return _side_by_side(fields, axis, [field.kinds for field in fields], axes[0])
+    if any(factor.label is OTHER for each in axes for factor in each):
+        total = sum(field.shape[axis] for field in fields)
+        return hull([field.without_kinds().with_axis(axis, (Factor(total, OTHER),)) for field in fields])
+    unit = gcd(*map(_alike, axes))
+    runs = [_runs(field, axis, unit) for field in fields]
+    fields = [_unknown_along(field, labels_on(field.axes[axis])) for field in fields]
+    return _side_by_side(fields, axis, runs, plain(unit))
+
+
+def _side_by_side(fields: Sequence[Field], axis: int, runs: Sequence[Kinds], inner: Axis) -> Field:
+    """The hull of the parts, of which each sees nothing beyond its own run of kinds along the axis."""
+    count, start, parts = sum(map(len, runs)), 0, []
+    for field, run in zip(fields, runs, strict=True):
+        kinds = (*[_NOTHING] * start, *run, *[_NOTHING] * (count - start - len(run)))
+        parts.append(field.with_axis(axis, (Factor(count, KIND), *inner), kinds))
+        start += len(run)
+    return hull(parts)
+
+
+_NOTHING: Spans = {}
+
+
+def _alike(axis: Axis) -> int:
+    """How many neighbours along an axis always see the same."""
+    if not axis or labels_on(axis):
+        return 1
+    return axis[-1].size if axis[-1].label is None else 1
+
+
+def _runs(field: Field, axis: int, unit: int) -> Kinds:
+    """The kind of every unit-th place along an axis."""
+    factors = [replace(f, stride=f.stride if f.label is KIND else 0) for f in field.axes[axis]]
+    return tuple(field.kinds[place] for place in positions(factors)[::unit])
+
+
+def _kinds_along(field: Field, axes: set[int]) -> bool:
+    return {axis for axis, _ in _places(field, KIND)} <= axes
+
+
+def _unknown_along(field: Field, labels: Iterable[Label]) -> Field:
+    kinds = field.kinds
+    for label in labels:
+        kinds = update(kinds, label, lambda span: None)
+    return replace(field, kinds=kinds)
+
+
+def _hull_of_shape(parts: Sequence[Field], slid: frozenset[Label]) -> Field:
+    parts = _refined(_paired(parts))
+    strides: dict[Label, dict[Place, int]] = {OTHER: {}}
+    for label in (*labels_of(chain(*(part.kinds for part in parts))), KIND):
+        owner = max(parts, key=lambda part: len(_places(part, label)))
+        strides[label] = {place: factor.stride for place, factor in _places(owner, label).items()}
+        parts = [_aligned(part, owner, label) for part in parts]
+    axes = [
+        tuple(_shared(factors, (i, j), strides, slid) for j, factors in enumerate(zip(*column, strict=True)))
+        for i, column in enumerate(zip(*(part.axes for part in parts), strict=True))
+    ]
+    return Field((), slid=slid).with_axes(axes, _together([part.kinds for part in parts]))
+
+
+def _together(tables: Sequence[Kinds]) -> Kinds:
+    """The hull of each position's kinds; a table of one kind has it at every position."""
+    done: dict[tuple[int, ...], Spans] = {}
+    kinds = []
+    for i in range(max(map(len, tables))):
+        row = [table[i if len(table) > 1 else 0] for table in tables]
+        kinds.append(done.setdefault(tuple(map(id, row)), hull_of_kinds(row)))
+    return tuple(kinds)
 
 
 def _places(field: Field, label: Label) -> dict[Place, Factor]:
@@ -77,7 +144,7 @@ def _paired(fields: Sequence[Field]) -> list[Field]:
     paired: list[Field] = []
     for field in fields:
         for other in paired:
-            for label in field.spans:
+            for label in (*labels_of(field.kinds), KIND):
                 mine, theirs = ({axis for axis, _ in _places(each, label)} for each in (field, other))
                 if mine - theirs and theirs - mine:
                     field = _all_places(field, mine - theirs)
@@ -91,35 +158,45 @@ def _all_places(field: Field, axes: set[int]) -> Field:
     return field.reduce(axes).with_axes(renamed.get(i, axis) for i, axis in enumerate(field.reduce(axes).axes))
 
 
-def _aligned(part: Field, owner: Field, label: Label) -> Span | None:
-    """The span of `part` over the positions of `owner`, which may tell more of them apart."""
-    span, mine, own = part.spans[label], _places(part, label), _places(owner, label)
-    if span is None or not mine or mine == own:
-        return span
+def _aligned(part: Field, owner: Field, label: Label) -> Field:
+    """`part` with what it sees along a label over the positions of `owner`, which may tell more of them apart."""
+    mine, own = _places(part, label), _places(owner, label)
+    if not mine or mine == own:
+        return part
+    taps = _between(mine, own)
+    if label is not KIND:
+        return replace(part, kinds=update(part.kinds, label, lambda span: span.through(taps)))
+    rows, count = len(taps.rows), reach(own.values()) + 1
+    reads = (taps.rows[i % rows][0] + taps.advance * (i // rows) for i in range(count))
+    return replace(part, kinds=tuple(part.kinds[i] for i in reads))
+
+
+def _between(mine: dict[Place, Factor], own: dict[Place, Factor]) -> Taps:
+    """From positions that `own` makes to those that `mine` makes of the same index."""
     if not mine.keys() <= own.keys():
         raise LostError("positions of one input axis on different axes")
     shared = [(own[place].stride, factor.stride) for place, factor in mine.items() if factor.size > 1]
     rest = [factor for place, factor in own.items() if place not in mine]
     coarse = shared[0][0] // shared[0][1] if shared else 0
-    if all(fine == coarse * mine for fine, mine in shared) and _reach(rest) < coarse:
-        return span.through(repeat(coarse))
+    if all(fine == coarse * stride for fine, stride in shared) and reach(rest) < coarse:
+        return repeat(coarse)
     turn = gcd(*(factor.stride for factor in rest))
-    if all(fine == mine for fine, mine in shared) and _reach(mine.values()) < turn:
-        return span.through(cycle(turn))
+    if all(fine == stride for fine, stride in shared) and reach(mine.values()) < turn:
+        return cycle(turn)
     raise LostError("positions of one input axis in different orders")
 
 
-def _reach(factors: Iterable[Factor]) -> int:
-    """The largest position that the factors can make."""
-    return sum(factor.stride * (factor.size - 1) for factor in factors)
-
-
-def _shared(factors: Sequence[Factor], place: Place, strides: dict[Label, dict[Place, int]]) -> Factor:
+def _shared(
+    factors: Sequence[Factor], place: Place, strides: dict[Label, dict[Place, int]], slid: frozenset[Label]
+) -> Factor:
     """What the operands' factors at one place have in common: one label, or none."""
+    size = factors[0].size
     labels = {factor.label for factor in factors if factor.label is not None}
+    if size == 1 and len(labels) > 1:  # channels of two inputs, say: only what is slid along must keep its label
+        labels &= slid
     if not labels:
-        return Factor(factors[0].size)
+        return Factor(size)
     label = labels.pop()
     if labels or (label is not OTHER and place not in strides[label]):
         raise LostError("positions of two input axes along one axis")
-    return Factor(factors[0].size, label, strides[label].get(place, 1))
+    return Factor(size, label, strides[label].get(place, 1))

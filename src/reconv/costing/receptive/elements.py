@@ -30,7 +30,7 @@ def _constant(call: Call) -> Field:
 @ELEMENTS.rule("glu")
 def _glu(call: Call) -> Field:
     field, dim = call.field(), call["dim"]
-    half = field.shape[dim] // 2
+    half = call.shape[dim]
     return hull([field.slice(dim, start, 1, half) for start in (0, half)])
 
 
@@ -55,10 +55,10 @@ def _layer_norm(call: Call) -> Field:
 
 @ELEMENTS.rule("native_group_norm")
 def _group_norm(call: Call) -> Field:
-    field = call.field("input")
-    if call["group"] > 1:
-        field = field.blur(1, field.shape[1])
-    return mix(field, range(1, len(field.axes)))
+    field, groups = call.field("input"), call["group"]
+    batch, channels, *space = field.shape
+    field = field.view((batch, groups, channels // groups, *space))
+    return mix(field, range(2, len(field.axes))).view(call.shape)
 
 
 @ELEMENTS.rule("native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm")

@@ -1,6 +1,6 @@
 """The receptive field of every element of a tensor, symbolically: how its axes place it in the input."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
@@ -8,63 +8,78 @@ from math import gcd, prod
 
 import numpy as np
 
-from reconv.costing.receptive.layout import Axis, Factor, Label, cut, joined, labelled, plain
-from reconv.costing.receptive.span import IDENTITY, Ints, Span
+from reconv.costing.receptive.kinds import Kinds, hull, labels_of, update
+from reconv.costing.receptive.layout import KIND, OTHER, Axis, Factor, Label, cut, joined, labelled, labels_on, plain
+from reconv.costing.receptive.span import EMPTY, IDENTITY, Ints, Span
 from reconv.costing.receptive.taps import LostError, Taps, repeat, shift
-
-Spans = Mapping[Label, Span | None]
 
 
 @dataclass(frozen=True)
 class Field:
     """What each element of a tensor sees of the inputs.
 
-    The element at an index has, for each label, the position Σ stride·index over the factors with that label, and
-    sees `spans[label]` at that position; a span of None is unknown. Convolutions slid along the labels `slid`.
+    The element at an index has, for each label, the position Σ stride·index over the factors with that label. It sees,
+    along each label of `kinds[its position along KIND]`, what the span there says at its position along that label; a
+    span of None is unknown. Convolutions slid along the labels `slid`.
     """
 
     axes: tuple[Axis, ...]
-    spans: Spans
+    kinds: Kinds = ({},)
     slid: frozenset[Label] = frozenset()
 
     @classmethod
     def of_input(cls, shape: Sequence[int]) -> "Field":
         """Every element sees itself."""
         labels = [Label(len(shape), axis, size) for axis, size in enumerate(shape)]
-        return cls(tuple((Factor(label.size, label),) for label in labels), dict.fromkeys(labels, IDENTITY))
+        return cls(tuple((Factor(label.size, label),) for label in labels), (dict.fromkeys(labels, IDENTITY),))
 
     @classmethod
     def of_constant(cls, shape: Sequence[int]) -> "Field":
         """No element sees anything of the input."""
-        return cls(tuple(map(plain, shape)), {})
+        return cls(tuple(map(plain, shape)))
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(prod(factor.size for factor in axis) for axis in self.axes)
+
+    @property
+    def tracked(self) -> bool:
+        """Whether any element sees anything."""
+        return any(self.kinds)
 
     def factors(self, label: Label) -> list[Factor]:
         return [factor for factor in chain(*self.axes) if factor.label == label]
 
     def size(self, label: Label) -> int | None:
         """Input samples along `label` in the largest receptive field of any element; None where unknown."""
-        span = self.spans[label]
-        return span.size(_positions(self.factors(label))) if span else None
+        places, largest = positions(self.factors(label)), 0
+        for spans in {id(spans): spans for spans in self.kinds}.values():
+            span = spans.get(label, EMPTY)
+            if span is None:
+                return None
+            largest = max(largest, span.size(places))
+        return largest or None
 
-    def with_axes(self, axes: Iterable[Axis], spans: Spans | None = None) -> "Field":
-        """With these axes, and these spans in place of its own, in normal form: strides of a label have no common
-        divisor, a label of which no factor is left is the same everywhere, and factors are as large as can be.
+    def with_axes(self, axes: Iterable[Axis], kinds: Kinds | None = None) -> "Field":
+        """With these axes and kinds, in normal form: strides of a label have no common divisor, a label of which no
+        factor is left has one position, kinds differ, and factors are as large as can be.
         """
-        field = replace(self, axes=tuple(axes), spans=self.spans if spans is None else {**self.spans, **spans})
-        scale, kept = {}, {}
-        for label, span in field.spans.items():
+        field = replace(self, axes=tuple(axes), kinds=self.kinds if kinds is None else kinds)
+        field = field._with_few_kinds()
+        kinds, scale = field.kinds, {}
+        for label in labels_of(kinds):
             factors = field.factors(label)
             scale[label] = gcd(*(factor.stride for factor in factors if factor.size > 1)) or 1
-            if span and not factors:
-                span = span.constant()
-            elif span and scale[label] > 1:
-                span = span.through(shift(0, scale[label]))
-            kept[label] = span
-        return replace(field, axes=tuple(map(joined, _tidy(field.axes, scale))), spans=kept)
+            if not factors:
+                kinds = update(kinds, label, Span.constant)
+            elif scale[label] > 1:
+                kinds = _through(kinds, label, shift(0, scale[label]))
+        return replace(field, axes=tuple(map(joined, _tidy(field.axes, scale))), kinds=kinds)
+
+    def with_axis(self, axis: int, factors: Axis, kinds: Kinds | None = None) -> "Field":
+        """With other factors along one axis."""
+        at = axis % len(self.axes)
+        return self.with_axes([factors if i == at else old for i, old in enumerate(self.axes)], kinds)
 
     # nothing but the layout changes
 
@@ -84,8 +99,8 @@ class Field:
     def view(self, shape: Sequence[int]) -> "Field":
         """The same elements, in row-major order, in another shape. Axes that fit from either end stay as they are."""
         old = self.shape
-        if 0 in old:
-            raise LostError("an empty tensor")
+        if 0 in old or prod(old) != prod(shape):
+            raise LostError("an empty tensor, or a view of another size")
         most = min(len(old), len(shape))
         end = next((i for i in range(most) if old[-1 - i] != shape[-1 - i]), most)
         start = next((i for i in range(most - end) if old[i] != shape[i]), most - end)
@@ -108,37 +123,70 @@ class Field:
     def reduce(self, axes: Iterable[int]) -> "Field":
         """Each element becomes the hull over these axes, which stay with size 1."""
         gone = {axis % len(self.axes) for axis in axes}
-        spans = dict(self.spans)
+        kinds = self.kinds
         for factor in chain(*(self.axes[i] for i in gone)):
-            if factor.label in spans and (span := spans[factor.label]):
-                # the extremes lie in the first or the last period
-                n, period = factor.size, span.period
-                places = chain(range(min(n, period)), range(max(period, n - period), n))
-                spans[factor.label] = span.through(Taps((tuple(factor.stride * i for i in places),), 1))
-        return self.with_axes((() if i in gone else axis for i, axis in enumerate(self.axes)), spans)
+            if factor.label is KIND:
+                places = range(0, factor.size * factor.stride, factor.stride)
+                kinds = tuple(hull(kinds[i + j] for j in places) for i in range(len(kinds) - places[-1]))
+            elif factor.label is not None:
+                kinds = update(kinds, factor.label, _over(factor))
+        return self.with_axes((() if i in gone else axis for i, axis in enumerate(self.axes)), kinds)
 
     def through(self, axis: int, taps: Taps, size: int, convolution: bool = False) -> "Field":
         """After an operator that reads along one axis as `taps` says and leaves `size` positions."""
         factors = self.axes[axis]
         if not labelled(factors):
-            return self._with_axis(axis, plain(size))
+            return self.with_axis(axis, plain(size))
+        if taps == shift(0) and size == self.shape[axis]:
+            moved = labels_on(tuple(factor for factor in factors if factor.size > 1 or len(factors) == 1))
+            return replace(self, slid=self.slid.union(moved)) if convolution else self
         label, times = self._only_label(axis)
-        span = self.spans[label]
-        span = span and span.through(repeat(times)).through(taps)
+        kinds = _through(_through(self.kinds, label, repeat(times)), label, taps)
         slid = self.slid | {label} if convolution else self.slid
-        return replace(self, slid=slid)._with_axis(axis, (Factor(size, label),), {label: span})
+        return replace(self, slid=slid).with_axis(axis, (Factor(size, label),), kinds)
 
     def slice(self, axis: int, start: int, step: int, size: int) -> "Field":
-        """x[start + step·i] for i < size."""
+        """x[start + step·i] for i < size; outside of x lies more of the same."""
         axis %= len(self.axes)
         factors = self.axes[axis]
         if start == 0 and size == self.shape[axis]:
             return self
-        if len(factors) != 1 or not labelled(factors):
-            return self.through(axis, shift(start, step), size)
-        label, stride, span = self._moving(factors)
-        kept = Factor(size, label, stride * step)
-        return self._with_axis(axis, (kept,), {label: span and span.through(shift(stride * start))})
+        if size == 0:
+            raise LostError("an empty tensor")
+        if not labelled(factors):
+            return self.with_axis(axis, plain(size))
+        inner = prod(factor.size for factor in factors[1:])
+        if step == 1 and start % inner == size % inner == 0:  # whole places of the first factor
+            return self._slice_first(axis, start // inner, 1, size // inner)
+        if len(factors) == 1:
+            return self._slice_first(axis, start, step, size)
+        if factors[0].label is KIND and not labelled(factors[1:]):
+            return self._apart(axis)._slice_first(axis, start, step, size)
+        return self.through(axis, shift(start, step), size)
+
+    def _slice_first(self, axis: int, start: int, step: int, size: int) -> "Field":
+        """A slice of the places of the first factor of an axis."""
+        (first, *rest), kinds = self.axes[axis], self.kinds
+        if first.label is OTHER:
+            raise LostError("some of the places that are not told apart")
+        if first.label is KIND:
+            if start < 0 or start + step * (size - 1) >= first.size:
+                raise LostError("more places of unknown kind")
+            kinds = kinds[start * first.stride :]
+        elif first.label is not None:
+            kinds = _through(kinds, first.label, shift(first.stride * start))
+        kept = replace(first, size=size, stride=first.stride * step)
+        return self.with_axis(axis, (kept, *rest) if first.label else (*plain(size), *rest), kinds)
+
+    def _apart(self, axis: int) -> "Field":
+        """With a position along KIND of its own for each place on an axis of [kinds, alike], not in normal form."""
+        first, *rest = self.axes[axis]
+        if len(self.factors(KIND)) > 1:
+            raise LostError("kinds along several axes")
+        times = prod(factor.size for factor in rest)
+        kinds = tuple(spans for spans in self.kinds for _ in range(times))
+        axes = [(Factor(first.size * times, KIND),) if i == axis else old for i, old in enumerate(self.axes)]
+        return replace(self, axes=tuple(axes), kinds=kinds)
 
     def unfold(self, axis: int, kernel: int, stride: int, dilation: int = 1) -> "Field":
         """Windows along one axis; the place within the window becomes the last axis."""
@@ -146,25 +194,32 @@ class Field:
         factors, size = self.axes[axis], (self.shape[axis] - dilation * (kernel - 1) - 1) // stride + 1
         field = self.insert(len(self.axes))
         if not labelled(factors):
-            return field._with_axis(axis, plain(size))._with_axis(-1, plain(kernel))
-        label, step, _ = self._moving(factors)
-        axes = [*field.axes[:-1], (Factor(kernel, label, step * dilation),)]
-        axes[axis] = (Factor(size, label, step * stride),)
+            return field.with_axis(axis, plain(size)).with_axis(-1, plain(kernel))
+        if len(factors) > 1 or factors[0].label is OTHER:
+            raise LostError("windows along an axis that is merged from several")
+        axes = [*field.axes[:-1], (replace(factors[0], size=kernel, stride=factors[0].stride * dilation),)]
+        axes[axis] = (replace(factors[0], size=size, stride=factors[0].stride * stride),)
         return self.with_axes(axes)
 
     def blur(self, axis: int, size: int) -> "Field":
         """After an operator that may have moved anything along this axis: unknown, should it ever be asked for."""
-        labels = list(dict.fromkeys(factor.label for factor in self.axes[axis] if factor.label is not None))
-        if not labels:
-            return self._with_axis(axis, plain(size))
+        if not labelled(self.axes[axis]):
+            return self.with_axis(axis, plain(size))
+        labels = labels_on(self.axes[axis])
+        if any(factor.label in (KIND, OTHER) for factor in self.axes[axis]):
+            raise LostError("places that are moved and see different things")
         kept = tuple(Factor(1 if i else size, label) for i, label in enumerate(labels))
-        return self._with_axis(axis, kept, {label: None for label in labels if label in self.spans})
+        kinds = self.kinds
+        for label in labels:
+            kinds = update(kinds, label, lambda span: None)
+        return self.with_axis(axis, kept, kinds)
+
+    def without_kinds(self) -> "Field":
+        """With all kinds taken together, and their places not told apart."""
+        axes = [tuple(replace(f, label=OTHER) if f.label is KIND else f for f in axis) for axis in self.axes]
+        return replace(self, axes=tuple(axes), kinds=(hull(self.kinds),))
 
     # inner
-
-    def _with_axis(self, axis: int, factors: Axis, spans: Spans | None = None) -> "Field":
-        at = axis % len(self.axes)
-        return self.with_axes([factors if i == at else old for i, old in enumerate(self.axes)], spans)
 
     def _only_label(self, axis: int) -> tuple[Label, int]:
         """The label that this axis alone follows, and how many equal elements in a row each position has."""
@@ -178,15 +233,34 @@ class Field:
                 pass
             case _:
                 raise LostError("a window along an axis that is merged from several")
-        if label not in self.spans or len(self.factors(label)) > 1:
+        if label in (KIND, OTHER) or len(self.factors(label)) > 1:
             raise LostError("a window along an axis that holds a part of the positions")
         return label, times
 
-    def _moving(self, factors: Axis) -> tuple[Label, int, Span | None]:
-        match factors:
-            case (Factor(label=Label() as label, stride=stride),) if label in self.spans:
-                return label, stride, self.spans[label]
-        raise LostError("a slice of an axis that is merged from several")
+    def _with_few_kinds(self) -> "Field":
+        """With as few kinds as there must be."""
+        factors, kinds = self.factors(KIND), self.kinds
+        step = gcd(*(factor.stride for factor in factors if factor.size > 1)) or 1
+        kinds = kinds[: reach(factors) + 1 : step]
+        axes = _tidy(self.axes, {KIND: step}) if step > 1 else self.axes
+        if factors and all(spans is kinds[0] or spans == kinds[0] for spans in kinds):
+            axes, kinds = (tuple(Factor(f.size) if f.label is KIND else f for f in axis) for axis in axes), kinds[:1]
+        return replace(self, axes=tuple(axes), kinds=kinds)
+
+
+def _through(kinds: Kinds, label: Label, taps: Taps) -> Kinds:
+    return update(kinds, label, lambda span: span.through(taps))
+
+
+def _over(factor: Factor) -> Callable[[Span], Span]:
+    """The hull over all places of a factor. The extremes lie in the first or the last period of the span."""
+
+    def change(span: Span) -> Span:
+        n, period = factor.size, span.period
+        places = chain(range(min(n, period)), range(max(period, n - period), n))
+        return span.through(Taps((tuple(factor.stride * i for i in places),), 1))
+
+    return change
 
 
 def _tidy(axes: Iterable[Axis], scale: Mapping[Label, int]) -> Iterable[Axis]:
@@ -198,12 +272,17 @@ def _tidy(axes: Iterable[Axis], scale: Mapping[Label, int]) -> Iterable[Axis]:
         for factor in axis:
             if factor.label is None or factor.size > 1:
                 kept.append(replace(factor, stride=factor.stride // scale.get(factor.label, 1) if factor.label else 1))
-            elif factor.label not in seen:
+            elif factor.label not in seen and factor.label not in (KIND, OTHER):
                 seen.add(factor.label)
                 kept.append(replace(factor, stride=1))
         yield tuple(kept)
 
 
-def _positions(factors: Iterable[Factor]) -> Ints:
+def positions(factors: Iterable[Factor]) -> Ints:
     strided = (np.arange(factor.size) * factor.stride for factor in factors)
     return reduce(lambda total, part: np.add.outer(total, part).ravel(), strided, np.zeros(1, np.int64))
+
+
+def reach(factors: Iterable[Factor]) -> int:
+    """The largest position that the factors can make."""
+    return sum(factor.stride * (factor.size - 1) for factor in factors)

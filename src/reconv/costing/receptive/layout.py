@@ -15,7 +15,8 @@ class Label(NamedTuple):
     size: int
 
 
-OTHER = Label(-1, -1, -1)  # the second position of a pair of positions, as in attention scores
+KIND = Label(-1, -1, 0)  # places that see different things for another reason than their position in the input
+OTHER = Label(-1, -1, 1)  # places that are not told apart: all of them together see what the field says
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ def plain(size: int) -> Axis:
 
 def labelled(axis: Axis) -> bool:
     return any(factor.label is not None for factor in axis)
+
+
+def labels_on(axis: Axis) -> list[Label]:
+    """The axes of an input that a position along this one decides on."""
+    labels = dict.fromkeys(factor.label for factor in axis)
+    return [label for label in labels if label not in (None, KIND, OTHER)]
 
 
 def joined(factors: Iterable[Factor]) -> Axis:

@@ -7,9 +7,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
-from reconv.costing.receptive.combine import hull
+from reconv.costing.receptive.combine import concatenate
 from reconv.costing.receptive.field import Field
-from reconv.costing.receptive.layout import labelled
 from reconv.costing.receptive.taps import LostError
 
 Box = tuple[tuple[int, int], ...]  # start and size along each axis
@@ -50,7 +49,7 @@ class Memory:
             storage = _Storage(StorageWeakRef(tensor.untyped_storage()))
             self._storages[_address(tensor)] = storage
         storage.members.append(TensorWeakRef(tensor))
-        storage.tracked |= field is None or bool(field.spans)
+        storage.tracked |= field is None or field.tracked
 
     def write(self, tensor: torch.Tensor, field: Field | None, sources: Iterable[torch.Tensor]) -> None:
         """What an operator wrote into `tensor` in place, and so into all that share its storage."""
@@ -78,27 +77,32 @@ class Memory:
         """The field of `base` once `part` of it holds `field`.
 
         What is written first into a constant lies there as if padded; what is then copied from inside to around it
-        (circular padding) is padding, too. Otherwise the parts must agree in their place along all labelled axes.
+        (circular padding) is padding, too. What lies beside what is there already is another kind of place.
         """
         before, box = self.get(base), _box(base, part)
         if field is None or before is None or box is None:
             return None
+        if not before.tracked:
+            storage.written = box
+        whole = storage.written or tuple((0, size) for size in base.shape)
+        if inside and any(_apart(*pair) for pair in zip(box, whole, strict=True)):
+            return before
+        differing = [axis for axis, pair in enumerate(zip(box, whole, strict=True)) if pair[0] != pair[1]]
         try:
-            placed = field
             for axis, (start, _) in enumerate(box):
-                placed = placed.slice(axis, -start, 1, base.shape[axis])
-            if not before.spans:
-                storage.written = box
-                return placed
-            whole = storage.written or tuple((0, size) for size in base.shape)
-            if inside and any(_apart(*pair) for pair in zip(box, whole, strict=True)):
-                return before
-            for axis, (new, old) in enumerate(zip(box, whole, strict=True)):
-                if new != old and (labelled(placed.axes[axis]) or labelled(before.axes[axis])):
-                    return None
-            return hull([before, placed])
+                if axis not in differing:
+                    field = field.slice(axis, -start, 1, base.shape[axis])
+            return _spliced(before, field, differing[0], box[differing[0]]) if differing else field
         except LostError:
             return None
+
+
+def _spliced(before: Field, part: Field, axis: int, place: tuple[int, int]) -> Field:
+    """`before` with `part` in its place along an axis."""
+    start, size = place
+    around = [(0, start), (start + size, before.shape[axis] - start - size)]
+    left, right = ([before.slice(axis, at, 1, n)] if n else [] for at, n in around)
+    return concatenate([*left, part, *right], axis)
 
 
 def _address(tensor: torch.Tensor) -> int:

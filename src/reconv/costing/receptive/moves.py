@@ -3,8 +3,10 @@
 from itertools import accumulate
 from math import prod
 
+import torch
+
 from reconv.costing.receptive.call import Call, Rules
-from reconv.costing.receptive.combine import hull
+from reconv.costing.receptive.combine import concatenate
 from reconv.costing.receptive.field import Field
 from reconv.costing.receptive.taps import LostError, mirror
 
@@ -113,20 +115,19 @@ def _repeat(call: Call) -> Field:
 
 @MOVES.rule("cat")
 def _cat(call: Call) -> Field:
-    fields = [field for field in call.fields() if field.shape != (0,)]
-    return hull([field.blur(call["dim"], call.shape[call["dim"]]) for field in fields])
+    return concatenate([field for field in call.fields() if field.shape != (0,)], call["dim"])
 
 
 @MOVES.rule("stack")
 def _stack(call: Call) -> Field:
-    return hull([field.insert(call["dim"]) for field in call.fields()]).expand(call.shape)
+    return concatenate([field.insert(call["dim"]) for field in call.fields()], call["dim"])
 
 
 @MOVES.rule("index index_select")
 def _index(call: Call) -> Field:
     field = call.field("self")
     indices = [(i, index) for i, index in enumerate(call.get("indices") or ()) if index is not None]
-    if len(indices) > 1:
+    if len(indices) > 1 or any(index.dtype == torch.bool and index.dim() > 1 for _, index in indices):
         raise LostError("an index along several axes")
     axis = indices[0][0] if indices else call["dim"] % len(field.axes)
     others = prod(size for i, size in enumerate(field.shape) if i != axis)
@@ -135,7 +136,10 @@ def _index(call: Call) -> Field:
 
 @MOVES.rule("channel_shuffle")
 def _channel_shuffle(call: Call) -> Field:
-    return call.field().blur(1, call.shape[1])
+    field, groups = call.field(), call["groups"]
+    batch, channels, *space = field.shape
+    field = field.view((batch, groups, channels // groups, *space))
+    return field.permute([0, 2, 1, *range(3, len(field.axes))]).view(call.shape)
 
 
 @MOVES.rule("pixel_shuffle")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from reconv.costing.receptive.call import Call, Rules
-from reconv.costing.receptive.combine import everywhere, hull
+from reconv.costing.receptive.combine import concatenate, everywhere, hull
 from reconv.costing.receptive.field import Field
-from reconv.costing.receptive.layout import labelled
+from reconv.costing.receptive.layout import KIND, labelled
 from reconv.costing.receptive.taps import LostError, adaptive, interpolation, transposed, window
 
 WINDOWS = Rules()
@@ -15,9 +15,10 @@ WINDOWS = Rules()
 
 @WINDOWS.rule("convolution")
 def _convolution(call: Call) -> Field:
-    field, weight = call.field("input"), call["weight"]
-    grouped = call["groups"] > 1 and labelled(field.axes[1])
-    field = field.blur(1, call.shape[1]) if grouped else field.reduce([1])
+    field, weight, groups = call.field("input"), call["weight"], call["groups"]
+    batch, channels, *space = field.shape
+    field = field.view((batch, groups, channels // groups, *space)).reduce([2])
+    field = field.expand((batch, groups, call.shape[1] // groups, *space)).view((batch, call.shape[1], *space))
     kind = transposed if call["transposed"] else window
     for i, (kernel, size) in enumerate(zip(weight.shape[2:], call.shape[2:], strict=True)):
         stride, padding, dilation = (_each(call[name], i) for name in ("stride", "padding", "dilation"))
@@ -78,8 +79,15 @@ def _ratio(size: int, out_size: int, align_corners: bool, scale: float | None) -
 @WINDOWS.rule("replication_pad1d replication_pad2d replication_pad3d")
 def _pad(call: Call) -> Field:
     field, pad = call.field(), call.get("pad", "padding")
-    for axis, low in enumerate(pad[::2], start=1):
-        field = field.slice(-axis, -low, 1, call.shape[-axis])
+    for axis, (low, high) in enumerate(zip(pad[::2], pad[1::2], strict=True), start=1):
+        if field.axes[-axis] and field.axes[-axis][0].label is KIND and min(low, high) >= 0:
+            sizes = [
+                [n if i == len(field.axes) - axis else old for i, old in enumerate(field.shape)] for n in (low, high)
+            ]
+            before, after = map(Field.of_constant, sizes)
+            field = concatenate([before, field, after], -axis)
+        else:
+            field = field.slice(-axis, -low, 1, call.shape[-axis])
     return field
 
 

@@ -1,0 +1,381 @@
+"""The command line: outputs, run folders and exit statuses, end to end on a small network."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from reconv.cli import app
+from reconv.planning.plan import Plan
+from reconv.rewriting.references import build_model
+from reconv.rewriting.store import load, read_config
+
+SOURCE = """
+import pathlib
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                         nn.Conv2d(8, 12, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(12, 5))
+
+def data():
+    return torch.randn(40, 3, 9, 7, generator=torch.Generator().manual_seed(3))
+
+def holed():
+    return torch.full((40, 3, 9, 7), float("nan"))
+
+def once():
+    return iter([torch.zeros(4, 3, 9, 7)])
+
+def flat():
+    return nn.Sequential(nn.Flatten(), nn.Linear(189, 5))
+
+def score(model):
+    calls = pathlib.Path("calls")
+    if calls.exists():
+        calls.write_text(calls.read_text() + "x")
+        if len(calls.read_text()) == 3:
+            calls.unlink()
+            raise KeyboardInterrupt
+    return 0.5
+"""
+MODEL = ["net.py:make", "--input", "1x3x9x7"]
+DATA = ["--data", "net.py:data"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A working directory with net.py and some configurations."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net.py").write_text(SOURCE)
+    return tmp_path
+
+
+def reconv(*args: object, status: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in args])
+    assert result.exit_code == status, (result.stdout, result.stderr, result.exception)
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def test_help_and_version_are_there():
+    shown = reconv("--help").stdout
+    for name in ("summary", "plan", "rewrite", "recover", "export", "demo"):
+        assert name in shown
+        reconv(name, "--help")
+    assert reconv("--version").stdout.startswith("reconv")
+
+
+def test_help_does_not_wait_for_torch():
+    script = "import sys; from reconv.cli import app; app(['-h'], standalone_mode=False); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "summary" in done.stdout
+    assert "'torch'" not in done.stdout
+    assert "'numpy'" not in done.stdout
+
+
+# summary -----------------------------------------------------------------------------------------
+
+
+def test_summary_in_every_format(here):
+    data = json.loads(reconv("summary", *MODEL, "--format", "json").stdout)
+    assert [row["macs"] for row in data["rows"]] == [8 * 27 * 63, 12 * 200 * 63]
+    assert data["total"]["params"] == 8 * 27 + 12 * 200 + 12
+    assert data["rows"][0]["latency_ms"]["state"] == "unavailable"
+    table = list(csv.DictReader(io.StringIO(reconv("summary", *MODEL, "--format", "csv").stdout)))
+    assert [row["spec"] for row in table] == ["ic3oc8k3x3p1nb", "ic8oc12k5x5p2"]
+    markdown = reconv("summary", *MODEL, "--format", "markdown").stdout
+    assert markdown.startswith("| name | kind |")
+    shown = reconv("summary", *MODEL)
+    assert "ic8oc12k5x5p2" in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_summary_is_timed_where_a_target_is_named(here):
+    data = json.loads(reconv("summary", *MODEL, "--target", "torch", "--format", "json").stdout)
+    assert data["target"] == "torch"
+    assert all(row["latency_ms"]["value"] > 0 for row in data["rows"])
+
+
+def test_several_inputs_and_their_dtypes(here):
+    (here / "two.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Two(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.conv = nn.Embedding(7, 4), nn.Conv1d(4, 3, 3)\n"
+        "    def forward(self, symbols, more):\n"
+        "        return self.conv(self.table(symbols).mT + more)\n"
+    )
+    shown = reconv("summary", "two.py:Two", "--input", "1x9:int64", "--input", "1x4x9", "--format", "csv")
+    assert "ic4oc3k3" in shown.stdout
+
+
+def test_inputs_are_like_the_data_where_none_is_given(here):
+    shown = reconv("summary", "net.py:make", *DATA, "--format", "json")
+    assert json.loads(shown.stdout)["rows"][0]["input_shape"] == [1, 3, 9, 7]
+
+
+# plan --------------------------------------------------------------------------------------------
+
+
+def test_plan_writes_what_it_prints(here):
+    shown = reconv("plan", *MODEL, *DATA, "--budget", "macs=0.6", "--format", "json")
+    plan = Plan.load("plan.json")
+    assert json.loads(shown.stdout) == plan.to_dict()
+    assert plan.model["ref"] == "net.py:make"
+    assert plan.met
+    assert "the budget macs=0.6 is met" in shown.stderr
+
+
+def test_a_plan_whose_budget_cannot_be_met_is_written_all_the_same(here):
+    shown = reconv("plan", *MODEL, "--budget", "macs=0.001", "-o", "deep/p.json", "--format", "csv", status=3)
+    assert "is not met, this is the best found" in shown.stderr
+    plan = Plan.load("deep/p.json")
+    assert not plan.met
+    assert plan.edits
+    rows = list(csv.DictReader(io.StringIO(shown.stdout)))
+    assert [row["site"] for row in rows] == [edit.site for edit in plan.edits]
+
+
+# rewrite, recover, export ------------------------------------------------------------------------
+
+
+def test_from_rewrite_to_export(here):
+    shown = reconv("rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 1, "--format", "json")
+    run = here / "runs" / "make"
+    assert {p.name for p in run.iterdir()} == {"plan.json", "config.json", "model.safetensors", "summary.json",
+                                               "report.html", "log.jsonl", "checkpoint"}  # fmt: skip
+    data = json.loads(shown.stdout)
+    assert data["met"]
+    assert data["after"]["network"]["macs"]["value"] <= 0.6 * data["before"]["network"]["macs"]["value"]
+    config = read_config(run)
+    assert config["model"]["ref"] == "net.py:make"
+    assert config["settings"]["input"] == ["1x3x9x7"]
+    assert config["settings"]["budget"] == "macs=0.6"
+    assert "net.py:make" in (run / "report.html").read_text()
+
+    rewritten = load(run, trust_code=True)
+    assert rewritten(torch.zeros(2, 3, 9, 7)).shape == (2, 5)
+
+    # a run folder is a MODEL, but the code that it names is run only on request
+    assert "--trust-code" in reconv("summary", run, status=1).stderr
+    total = json.loads(reconv("summary", run, "--trust-code", "--format", "json").stdout)["total"]
+    assert total["macs"]["value"] == data["after"]["total"]["macs"]["value"]
+
+    reconv("recover", run, *DATA, "--trust-code", "--epochs", 2)
+    recovered = read_config(run)
+    assert recovered["recovered"]["epochs"] == 2
+    assert recovered["model"] == config["model"]
+    assert json.loads((run / "summary.json").read_text())["error"] <= data["error"] + 1e-6
+    assert len((run / "log.jsonl").read_text().splitlines()) >= 4
+
+    written = reconv("export", run, "--trust-code", "-o", "net.onnx").stderr
+    assert "any batch size; checked without reconv" in written
+    assert (here / "net.onnx").is_file()
+
+
+def test_the_default_folder_is_the_next_free_one_and_a_given_one_is_not_overwritten(here):
+    rewrite = ["rewrite", *MODEL, "--rules", "exact"]
+    reconv(*rewrite)
+    reconv(*rewrite)
+    assert sorted(p.name for p in (here / "runs").iterdir()) == ["make", "make-2"]
+    before = (here / "runs/make/config.json").read_text()
+    assert "holds a run already" in reconv(*rewrite, "-o", "runs/make", status=2).stderr
+    assert (here / "runs/make/config.json").read_text() == before
+
+
+def test_an_impossible_budget_leaves_the_best_found(here):
+    shown = reconv("rewrite", *MODEL, "--budget", "macs=0.001", "-o", "run", status=3)
+    assert "is not met, this is the best found" in shown.stderr
+    assert not Plan.load("run/plan.json").met
+    assert load("run", trust_code=True)(torch.zeros(1, 3, 9, 7)).shape == (1, 5)
+
+
+def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
+    rewrite = ["rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 3, "--evaluate", "net.py:score"]
+    (here / "calls").write_text("")
+    stopped = reconv(*rewrite, "-o", "run", status=130)
+    assert "the last checkpoint stands in run; go on with --resume" in stopped.stderr
+    assert not (here / "run/model.safetensors").exists()
+    planned = Plan.load("run/plan.json")
+    assert "holds a run already" in reconv(*rewrite, "-o", "run", status=2).stderr
+    other = reconv(*rewrite, "-o", "run", "--resume", "--seed", 1, status=2)
+    assert "seed: 0 then, 1 now" in other.stderr
+    reconv(*rewrite, "-o", "run", "--resume")
+    assert Plan.load("run/plan.json").edits == planned.edits
+    epochs = [json.loads(line).get("epoch") for line in (here / "run/log.jsonl").read_text().splitlines()]
+    assert {1, 2, 3} <= set(epochs)
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_stands(here, monkeypatch):
+    def full(model, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("reconv.rewriting.store.save_weights", full)
+    shown = reconv("rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 1, "-o", "run", status=1)
+    assert "the last checkpoint stands in run; go on with --resume" in shown.stderr
+    assert shown.stderr.splitlines()[-1] == "Error: [Errno 28] No space left on device"
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_export_of_a_model_with_weights(here, suffix):
+    torch.manual_seed(5)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    torch.save(model.state_dict(), "w.pt")
+    (here / "one.py").write_text("from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3))\n")
+    reconv("export", "one.py:make", "--weights", "w.pt", "--input", "1x3x9x7", "-o", f"net.{suffix}")
+    x = torch.ones(2, 3, 9, 7)
+    if suffix == "pt2":
+        got = torch.export.load("net.pt2").module()(x)
+    else:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession("net.onnx")
+        got = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_recover_takes_only_the_teacher_that_the_run_began_with(here):
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save(build_model("net.py:make").state_dict(), f"w{seed}.pt")
+    reconv("rewrite", *MODEL, "--weights", "w1.pt", "--rules", "exact", "-o", "run")
+    recover = ["recover", "run", *DATA, "--trust-code", "--epochs", 1]
+    assert "w1.pt" in reconv(*recover, status=2).stderr
+    assert "must be the network that the run began with" in reconv(*recover, "--weights", "w2.pt", status=1).stderr
+    reconv(*recover, "--weights", "w1.pt")
+
+
+# configuration files -----------------------------------------------------------------------------
+
+
+def test_a_configuration_gives_flags_and_the_command_line_wins(here):
+    np.savez("d.npz", x=np.zeros((8, 3, 9, 7), np.float32))
+    (here / "c.yaml").write_text("input: [1x3x9x7]\nbudget: {macs: 0.6}\nrules: [exact, separable]\ndata: d.npz\n"
+                                 "seed: 4\nepochs: 0\nmean: [0.5, 0.5, 0.5]\n")  # fmt: skip
+    reconv("rewrite", "net.py:make", "--config", "c.yaml", "--seed", 5, "-o", "run")
+    settings = read_config("run")["settings"]
+    expected = {"budget": "macs=0.6", "rules": ["exact", "separable"], "data": "d.npz", "seed": 5, "epochs": 0,
+                "mean": "0.5,0.5,0.5", "input": ["1x3x9x7"]}  # fmt: skip
+    assert {name: settings[name] for name in expected} == expected
+
+
+CONFIGS = {
+    "unknown": ("bugdet: macs=0.5", "unknown=bugdet"),
+    "of another command": ("format: csv\nevaluate: a:b", "unknown=evaluate"),
+    "trust": ("trust-code: true", "unknown=trust-code"),
+    "config": ("config: other.yaml", "unknown=config"),
+    "no mapping": ("- a\n- b", "names and values"),
+    "no YAML": ("a: [", "readable YAML"),
+    "object": ("seed: !!python/object/apply:os.getcwd []", "readable YAML"),
+    "nested": ("seed: [[1]]", "a value must be text"),
+    "wrong type": ("seed: much", "seed"),
+    "code": ("data: net.py:data", "run it with --trust-code"),
+}
+
+
+@pytest.mark.parametrize("text, message", CONFIGS.values(), ids=CONFIGS)
+def test_a_wrong_configuration_is_wrong_usage(here, text, message):
+    (here / "c.yaml").write_text(text)
+    shown = reconv("summary", *MODEL, "--config", "c.yaml", status=2)
+    assert message in shown.stderr
+    assert shown.stdout == ""
+
+
+def test_code_in_a_configuration_runs_if_trusted(here):
+    (here / "c.yaml").write_text("data: net.py:data")
+    reconv("summary", "net.py:make", "--config", "c.yaml", "--trust-code")
+    reconv("summary", "net.py:make", "--config", "c.yaml", *DATA)
+
+
+# wrong usage and failures ------------------------------------------------------------------------
+
+WRONG_USAGE = {
+    "no command": ([], ""),
+    "unknown command": (["shrink"], "shrink"),
+    "unknown flag": (["summary", *MODEL, "--fast"], "--fast"),
+    "no model": (["summary", "--input", "1x3x9x7"], "MODEL"),
+    "no input": (["summary", "net.py:make"], "give the shape of the network's input"),
+    "model": (["summary", "net.py", "--input", "1x3x9x7"], "MODEL must be"),
+    "input": (["summary", "net.py:make", "--input", "1,3,9,7"], "Write 1x3x224x224"),
+    "input dtype": (["summary", "net.py:make", "--input", "1x3:float7"], "1x3:float7"),
+    "empty input": (["summary", "net.py:make", "--input", "0x3x9x7"], "0x3x9x7"),
+    "format": (["summary", *MODEL, "--format", "xml"], "xml"),
+    "target": (["summary", *MODEL, "--target", "abacus"], "target must be one of torch"),
+    "budget": (["plan", *MODEL, "--budget", "latency=fast"], "NAME=VALUE"),
+    "budget above 1": (["rewrite", *MODEL, "--budget", "latency=2"], "fraction in (0, 1]"),
+    "budget missing": (["plan", *MODEL, "--rules", "smaller"], "--budget"),
+    "rule": (["plan", *MODEL, "--rules", "separabel"], "Did you mean separable?"),
+    "epochs": (["rewrite", *MODEL, "--epochs", -1], "epochs"),
+    "seed": (["rewrite", *MODEL, "--seed", "x"], "seed"),
+    "holdout": (["rewrite", *MODEL, "--holdout", 1], "between 0 and 1"),
+    "mean": (["rewrite", *MODEL, *DATA, "--mean", "grey"], "numbers with commas"),
+    "data": (["rewrite", *MODEL, "--data", "somewhere"], "must be a folder of images"),
+    "evaluate": (["rewrite", *MODEL, "--evaluate", "accuracy"], "must be package.module:callable"),
+    "nothing to resume": (["rewrite", *MODEL, "--resume"], "there is no runs/make to go on with"),
+    "recover without data": (["recover", "run"], "give the data"),
+    "recover of nothing": (["recover", "run", *DATA], "must be a run folder"),
+    "export to nowhere": (["export", *MODEL], "--out"),
+    "export suffix": (["export", *MODEL, "-o", "net.tflite"], "must end in .onnx or .pt2"),
+}
+
+
+@pytest.mark.parametrize("args, message", WRONG_USAGE.values(), ids=WRONG_USAGE)
+def test_wrong_usage_is_2_and_nothing_is_written(here, args, message):
+    shown = reconv(*args, status=2)
+    assert message in " ".join(shown.stderr.split())
+    assert [p.name for p in here.iterdir() if p.name != "__pycache__"] == ["net.py"]
+
+
+FAILURES = {
+    "no such file": (["summary", "nowhere.py:make", "--input", "1x3x9x7"], "file must exist"),
+    "no such module": (["summary", "nowhere_at_all:make", "--input", "1x3x9x7"], "ModuleNotFoundError"),
+    "no convolution": (["summary", "net.py:flat", "--input", "1x3x9x7"], "at least one convolution"),
+    "inputs that it rejects": (["summary", "net.py:make", "--input", "1x4x9x7"], "to have 3 channels"),
+    "no weights": (["summary", *MODEL, "--weights", "w.pt"], "must exist"),
+    "NaN in the data": (["rewrite", *MODEL, "--data", "net.py:holed", "--budget", "macs=0.6"], "finite"),
+    "data of another shape": (["rewrite", *MODEL, "--data", "d.npz", "--budget", "macs=0.6"], "channels"),
+    "one-shot data": (["rewrite", *MODEL, "--data", "net.py:once", "--budget", "macs=0.6"], "more than one pass"),
+    "sites": (["plan", *MODEL, "--sites", "nothing.*", "--budget", "macs=0.6"], "sites must match"),
+}
+
+
+@pytest.mark.parametrize("args, message", FAILURES.values(), ids=FAILURES)
+def test_a_failure_is_one_line(here, args, message):
+    np.savez("d.npz", x=np.zeros((8, 4, 9, 7), np.float32))
+    shown = reconv(*args, status=1)
+    assert message in shown.stderr
+    assert shown.stderr.startswith("Error: ")
+    assert len(shown.stderr.splitlines()) == 1
+    assert shown.stdout == ""
+
+
+def test_weights_with_code_are_refused(here):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(here / "ran"), "w"))
+
+    torch.save({"0.weight": Bomb()}, "w.pt")
+    (here / "ran").unlink(missing_ok=True)
+    assert "no code" in reconv("summary", *MODEL, "--weights", "w.pt", status=1).stderr
+    assert not (here / "ran").exists()
+
+
+def test_demo_calls_the_demo(monkeypatch):
+    from reconv.demo import run
+
+    called = []
+    monkeypatch.setattr(run, "main", lambda: called.append(True))
+    reconv("demo")
+    assert called == [True]

@@ -1,0 +1,231 @@
+"""Timing is interleaved, remembered by all that changes it, and done in the layout that was asked for."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from fakes import FakeTarget, grid
+from torch import nn
+
+from reconv.errors import ConvError
+from reconv.spec import parse
+from reconv.targets import (
+    LatencyCache,
+    Problem,
+    Timing,
+    get_target,
+    interleave,
+    laid_out,
+    layout_of,
+    layouts_of,
+    machine,
+    time_blocks,
+    time_networks,
+    to_layout,
+)
+from reconv.targets.cache import default_path
+
+
+@pytest.mark.parametrize(
+    "samples, median, spread",
+    [
+        ([4.0], 4.0, 0.0),
+        ([1.0, 3.0], 2.0, 1.0),
+        ([5.0, 1.0, 2.0, 4.0, 3.0], 3.0, 2.0),
+        ([1.0, 1.0, 1.0, 99.0], 1.0, 24.5),
+    ],
+)
+def test_timing_is_median_and_interquartile_range(samples, median, spread):
+    assert Timing.of(samples) == Timing(median, spread, len(samples))
+
+
+def test_timing_of_nothing_is_refused():
+    with pytest.raises(ConvError, match="at least one sample"):
+        Timing.of([])
+
+
+@pytest.mark.parametrize("seconds, rounds", [(0.0, 3), (1e9, 4)])
+def test_runners_take_turns(seconds, rounds):
+    order: list[int] = []
+    timings = interleave([lambda: order.append(0), lambda: order.append(1)], seconds, least=3, most=4)
+    assert order == [0, 0, 1, 1, *[0, 1] * rounds]
+    assert [t.rounds for t in timings] == [rounds, rounds]
+
+
+def test_targets_by_name():
+    engine = get_target("torch")
+    assert get_target(engine) is engine
+    assert machine() in engine.fingerprint()
+    with pytest.raises(ConvError, match="target must be one of torch; got target=onnx") as caught:
+        get_target("onnx")
+    assert isinstance(caught.value, ValueError)
+
+
+def test_the_number_of_threads_is_part_of_the_fingerprint():
+    before = torch.get_num_threads()
+    prints = set()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        prints.add(get_target("torch").fingerprint())
+    torch.set_num_threads(before)
+    assert len(prints) == 2
+
+
+def test_torch_times_without_gradients_on_the_very_inputs():
+    seen: list[bool] = []
+
+    class Watched(nn.Conv2d):
+        def forward(self, x):
+            seen.append(torch.is_inference_mode_enabled() and not self.training)
+            return super().forward(x)
+
+    model = Watched(1, 2, 3).train()
+    (timing,) = time_networks(get_target("torch"), [model], (torch.zeros(1, 1, 5, 5),), seconds=0.0)
+    assert timing.median_ms > 0
+    assert len(seen) == 2 + timing.rounds
+    assert all(seen)
+    assert model.training
+
+
+# the cache ---------------------------------------------------------------------------------------
+
+CPU, F32 = torch.device("cpu"), torch.float32
+PROBLEM = Problem(parse("ic3oc4k3x3p1"), (1, 3, 9, 7), F32, CPU)
+OTHERS = {
+    "block": Problem(parse("ic3oc4k3x3"), (1, 3, 9, 7), F32, CPU),
+    "shape": Problem(parse("ic3oc4k3x3p1"), (1, 3, 9, 8), F32, CPU),
+    "dtype": Problem(parse("ic3oc4k3x3p1"), (1, 3, 9, 7), torch.float64, CPU),
+    "layout": Problem(parse("ic3oc4k3x3p1"), (1, 3, 9, 7), F32, CPU, "channels_last"),
+}
+
+
+def test_what_was_measured_is_known_the_next_time(tmp_path):
+    target, path = FakeTarget(), tmp_path / "deep" / "latency.sqlite"
+    first = LatencyCache(path)
+    measured = time_blocks(target, [PROBLEM, OTHERS["shape"], PROBLEM], first)
+    first.close()
+    assert target.seen == [2]  # the same one is measured once
+    assert measured[0] == measured[2] != measured[1]
+    again = LatencyCache(path)
+    assert time_blocks(target, [PROBLEM, OTHERS["shape"]], again) == measured[:2]
+    assert target.seen == [2]
+    again.close()
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_another_problem_is_measured_anew(tmp_path, other):
+    target, cache = FakeTarget(), LatencyCache(tmp_path / "latency.sqlite")
+    time_blocks(target, [PROBLEM], cache)
+    time_blocks(target, [PROBLEM, other], cache)
+    time_blocks(FakeTarget(grouped=2.0, seen=target.seen), [PROBLEM], cache)  # another engine
+    assert target.seen == [1, 1, 1]
+    cache.close()
+
+
+def test_latencies_of_every_kind_of_block_are_found_and_random_numbers_left_alone():
+    blocks = ["ic4oc4k3p1", "ic4oc2k1x1 -> shuffle(2)", "(ic4oc2k3x3p1 + ic4oc2k1x1)", "permute(4) -> ic4oc2k1x1",
+              "shuffle(2)", "se(2)"]  # fmt: skip
+    problems = [Problem(parse(text), (1, 4, 5) if text == blocks[0] else (1, 4, 5, 6), F32, CPU) for text in blocks]
+    before = torch.get_rng_state()
+    assert all(t.median_ms > 0 for t in time_blocks(get_target("torch"), problems))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("harm", ["a file where the folder should be", "no database", "another table"])
+def test_a_cache_that_cannot_be_used_is_said_once_and_work_goes_on(tmp_path, harm):
+    path = tmp_path / "folder" / "latency.sqlite"
+    if harm == "a file where the folder should be":
+        path.parent.write_text("")
+    else:
+        path.parent.mkdir()
+        path.write_bytes(b"no database at all " * 99)
+    if harm == "another table":
+        import sqlite3
+
+        path.unlink()
+        connection = sqlite3.connect(path)
+        connection.execute("CREATE TABLE latency (key TEXT)")
+        connection.commit()
+        connection.close()
+    target = FakeTarget()
+
+    def work() -> None:
+        cache = LatencyCache(path)
+        first = time_blocks(target, [PROBLEM], cache)
+        assert time_blocks(target, [PROBLEM], cache) == first  # known within one job all the same
+        cache.close()
+
+    with pytest.warns(UserWarning, match="cannot be used .*; measuring without it") as said:
+        work()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        work()
+    assert len(said) == 1
+    assert len(target.seen) == 2
+
+
+def test_a_closed_cache_knows_nothing(tmp_path):
+    cache = LatencyCache(tmp_path / "latency.sqlite")
+    cache.close()
+    cache.put("key", Timing(1.0, 0.0, 1))
+    assert cache.get("key") is None
+
+
+def test_the_cache_lies_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECONV_CACHE", str(tmp_path / "mine"))
+    assert default_path().parent == tmp_path / "mine"
+    monkeypatch.delenv("RECONV_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_path().is_relative_to(tmp_path)
+
+
+# layouts -----------------------------------------------------------------------------------------
+
+
+def test_layouts_of_a_network_and_back():
+    shared = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.Sequential(shared, shared, nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1))
+    tied = nn.Conv2d(3, 3, 3)
+    tied.weight = shared.weight
+    model.append(nn.Sequential(nn.Conv2d(4, 3, 1), tied))
+    x = grid(2, 3, 7, 9)
+    expected, flags = model.eval()(x), [p.requires_grad for p in model.parameters()]
+    assert layout_of(model) == "contiguous"
+    assert to_layout(model, "channels_last") is model
+    assert layout_of(model) == "channels_last"
+    assert model(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x), expected)
+    assert model[4][1].weight is model[0].weight is model[1].weight
+    assert layouts_of(model) == ("channels_last", "contiguous")
+    assert layout_of(to_layout(model, "contiguous")) == "contiguous"
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("shape, changes", [((2, 3, 5), False), ((2, 3, 5, 4), True), ((2, 3, 5, 4, 2), True)])
+def test_layout_of_inputs(shape, changes):
+    x = grid(*shape)
+    last = laid_out(x, "channels_last")
+    assert torch.equal(last, x)
+    assert last.is_contiguous() is not changes
+    assert laid_out(last, "contiguous").is_contiguous()
+
+
+def test_timing_neither_changes_modes_nor_the_given_inputs():
+    class Writes(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x.add_(1))
+
+    models, x = [nn.Sequential(Writes(1, 2, 3), nn.Dropout()) for _ in range(2)], torch.zeros(1, 1, 5, 5)
+    models[0][1].eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        time_networks(FakeTarget(), models, (x,))
+    assert [m.training for m in models[0]] == [True, False]
+    assert float(x.sum()) == 0
+
+
+def test_a_network_of_one_dimension_has_one_layout():
+    assert layouts_of(nn.Sequential(nn.Conv1d(3, 4, 3), nn.Linear(4, 4))) == ("contiguous",)
