@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from fnmatch import fnmatch
 from typing import Any
 
 import pytest
@@ -515,6 +514,6 @@ def test_the_same_seed_gives_the_same_plan(data):
 def test_progress_is_told():
     seen: list[tuple[str, int, int]] = []
     plan(network(), IMAGE, "latency=0.5", None, FAKE, progress=lambda *step: seen.append(step))
-    assert {what for what, _, _ in seen} == {"measuring proposals", "correcting by the whole network"}
+    assert {what.partition(",")[0] for what, _, _ in seen} == {"measuring proposals", "correcting by the whole network"}
     assert all(done <= total for _, done, total in seen)
-    assert fnmatch(str(seen[-1]), "*correcting*6, 6*")
+    assert seen[-1][1] == seen[-1][2]

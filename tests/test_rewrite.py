@@ -132,6 +132,29 @@ def test_what_measures_slower_in_the_end_is_given_back_as_it_was(budget, met, mo
     assert torch.equal(result.model(IMAGE), model(IMAGE))
 
 
+@pytest.mark.parametrize(
+    "planned, measured, reason",
+    [
+        ((True, None), 0.9, "latency: asked for 0.6 of what it was, reached 0.9"),
+        ((False, "latency: asked for 0.6 of what it was, reached 0.8"), 0.5, None),
+        ((False, "latency: asked for 0.6, reached 0.8; params: asked for 2, reached 3"), 0.5,
+         "params: asked for 2, reached 3"),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_that_of_the_last_measurement(planned, measured, reason):
+    judged = job._judged(
+        Plan(met=planned[0], reason=planned[1]), Budget.of("latency=0.6,params=2K"), "latency", measured
+    )
+    assert (judged.met, judged.reason) == (reason is None, reason)
+
+
+def test_an_error_budget_is_judged_on_held_out_data():
+    data = torch.cat([samples(), 50 * samples()[:40]])
+    kept = rewrite(network(), IMAGE, "error=0.4", data, FAKE, "separable", epochs=0)
+    assert kept.met == (kept.error <= 0.4)
+    assert kept.met or kept.reason.startswith("error: asked for 0.4, reached")
+
+
 def test_a_convolution_alone_can_be_the_network():
     torch.manual_seed(0)
     result = rewrite(nn.Conv2d(16, 16, 5), grid(1, 16, 9, 9), "macs=0.5", grid(30, 16, 9, 9), FAKE, epochs=1)
@@ -210,21 +233,20 @@ def few(data: Tensor | TensorDataset, count: int) -> Tensor | TensorDataset:
     return data[:count] if isinstance(data, Tensor) else TensorDataset(*(t[:count] for t in data.tensors))
 
 
+LARGE = {"mobilenet_v2": (8, "features.1[5-8]*"), "mtcnn_o": (32, "*")}  # samples and sites; else 48 and all
+
+
 @pytest.mark.parametrize("net", NETS, ids=str)
 def test_trained_networks_are_rewritten_within_the_budget_or_it_is_said_why_not(net, one_thread):
-    """The promise of the issue: `latency=0.7` is met with the drop stated, or refused with the reason; never slower."""
-    model, example = net.load(), net.example()
-    data = few(net.data(), 48)
-    result = rewrite(model, example, "latency=0.7", data, epochs=1, evaluate=net.score)
+    """`latency=0.7` is met with the drop stated, or refused with the reason; never slower."""
+    samples, sites = LARGE.get(net.name, (48, "*"))
+    result = rewrite(net.load(), net.example(), "latency=0.7", few(net.data(), samples), epochs=1, evaluate=net.score,
+                     sites=sites)  # fmt: skip
     assert result.latency_ratio <= 1
     assert result.met or result.reason
     assert not result.met or result.latency_ratio <= 0.7
-    before, after = result.scores
-    assert before == net.score(net.load())
-    assert after == net.score(result.model)
+    assert result.scores == pytest.approx((net.score(net.load()), net.score(result.model)), abs=1e-6)
     assert result.error >= 0
-    assert result.plan.edits or result.latency_ratio == 1
-    print(net, result.met, result.reason, result.latency_ratio, before, after, result.error)
 
 
 def test_torchscript_is_given_back_with_the_reason(one_thread):

@@ -74,6 +74,16 @@ class Budget:
     def __contains__(self, name: str) -> bool:
         return name in self.limits
 
+    def misses(self, got: Mapping[str, float]) -> list[str]:
+        """Why the limits do not hold, each beginning with its name and a colon.
+
+        Args:    got: what each costs: an amount where its limit is one, else the fraction of now.
+        """
+        return [
+            f"{name}: asked for {limit.value:.4g}{'' if limit.absolute else ' of what it was'}, reached {got[name]:.4g}"
+            for name, limit in self.limits.items() if name in got and got[name] > limit.value
+        ]  # fmt: skip
+
     @property
     def only_error(self) -> bool:
         return set(self.limits) == {"error"}

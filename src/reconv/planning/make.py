@@ -23,7 +23,7 @@ from reconv.surgery.fingerprint import structure_hash
 from reconv.targets import Target, get_target, layout_of
 
 CALIBRATION = 64  # samples on which errors are measured
-CORRECTIONS = 6  # times the search is repeated with what the whole network taught
+CORRECTIONS = 4  # times the search is repeated with what the whole network taught
 SLACK = 0.93  # a network under this part of its latency budget has given accuracy away
 AIM = 0.985  # of the latency budget: what is aimed at, since timing is noisy
 Rules = str | Rule | Iterable[str | Rule]
@@ -64,12 +64,12 @@ def plan(
     meant = _meant(network, sites)
     bench = Workbench(model, inputs, meant, found, engine, calibration, restat=data is not None)
     planner = _Planner(bench, limits, _now(model, network, count), _forced(rules, limits), progress or _silent)
-    outcome, table = planner.search(rewriting if limits else [])
+    outcome, tables = planner.search(rewriting if limits else [])
     reasons = planner.unmet(outcome)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
     if rewriting and not limits:
         refusals += [Refusal("*", r.name, "it needs a budget, such as latency=0.5") for r in rewriting]
-    refusals += [*table.refusals, *_exact_refusals(bench, outcome)]
+    refusals += [*_agreed(tables), *_exact_refusals(bench, outcome)]
     edits = bench.timed(outcome.edits, outcome.layout)
     bench.cache.close()
     return Plan(edits, tuple(refusals), {"ref": ref, "hash": structure_hash(model)}, limits.text, engine.name,
@@ -83,36 +83,44 @@ class _Planner:
                  progress: Progress) -> None:  # fmt: skip
         self.bench, self.budget, self.now, self.forced, self.progress = bench, budget, now, forced, progress
 
-    def search(self, rules: Sequence[Rule]) -> tuple[Outcome, Table]:
-        """The best network found, and the table that it was chosen from."""
-        start = self.spent(self.bench.judge([]), {}, Table())
-        differs = start.edits or start.layout != layout_of(self.bench.original)
-        best = start if differs and start.ratio < 1 else self.as_given(start)
-        if not rules or not self.bench.sites:
-            return best, Table()
-        gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
-        table = measure(self.bench, rules, start.layout, gains, self.progress)
+    def search(self, rules: Sequence[Rule]) -> tuple[Outcome, list[Table]]:
+        """The best network found, and the tables that it was chosen from, one for each memory format."""
+        judged = [self.bench.judge([], layout) for layout in self.bench.layouts]
+        starts = [self.spent(start, {}, Table()) for start in judged if start]
+        own = layout_of(self.bench.original)
+        faster = [s for s in starts if s.ratio < 1 and (s.edits or s.layout != own)]
+        best = min(faster, key=lambda s: s.ratio) if faster else self.as_given(starts[0])
+        tables = []
+        if rules and self.bench.sites:
+            gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
+            for start in sorted(starts, key=lambda s: s.ratio):
+                tables.append(measure(self.bench, rules, start.layout, gains, self.progress))
+                best = self.corrected(tables[-1], start, best)
+        return best, tables
+
+    def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
+        """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
         overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
         seen: set[tuple[Edit, ...]] = set()
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
-            self.progress("correcting by the whole network", step, CORRECTIONS)
+            self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
             choice, feasible = self.pick(table, start, overhead, allowed)
             edits = tuple(c.edit for c in choice.values() if c.edit)
-            if edits in seen:
+            judged = None if edits in seen else self.bench.judge(edits, table.layout)
+            if judged is None:
                 break
             seen.add(edits)
-            outcome = self.spent(self.bench.judge(edits), choice, table)
+            outcome = self.spent(judged, choice, table)
             best = self.better(outcome, best)
-            # what the sum of the rows did not say is carried over to the next choice
             overhead = outcome.latency_ms * start.original_ms / outcome.original_ms
             overhead -= sum(c.latency_ms for c in choice.values())
             if allowed is not None and outcome.error > self.budget.limits["error"].value:
                 allowed *= 0.95 * self.budget.limits["error"].value / outcome.error
-            if not feasible or (not self.unmet(outcome) and self.tight(outcome)):
+            if not self.unmet(outcome) and self.tight(outcome):
                 break
-        self.progress("correcting by the whole network", CORRECTIONS, CORRECTIONS)
-        return best, table
+        self.progress(f"correcting by the whole network, {table.layout}", CORRECTIONS, CORRECTIONS)
+        return best
 
     def as_given(self, start: Outcome) -> Outcome:
         """The original itself, where nothing measured faster."""
@@ -147,16 +155,13 @@ class _Planner:
 
     def unmet(self, outcome: Outcome) -> list[str]:
         """Why the budget does not hold; empty where it does."""
-        reasons = []
+        got = {}
         for name, limit in self.budget.limits.items():
-            got = {"latency": outcome.latency_ms if limit.absolute else outcome.ratio, "error": outcome.error,
-                   "macs": outcome.macs, "params": outcome.params, "memory": outcome.memory}[name]  # fmt: skip
-            if name in self.now and not limit.absolute:
-                got /= self.now[name]
-            if got > limit.value:
-                kind = "" if limit.absolute else " of what it was"
-                reasons.append(f"{name}: asked for {limit.value:.4g}{kind}, reached {got:.4g}")
-        return reasons
+            if name == "latency":
+                got[name] = outcome.latency_ms if limit.absolute else outcome.ratio
+            else:
+                got[name] = getattr(outcome, name) / (1 if limit.absolute else self.now[name])
+        return self.budget.misses(got)
 
     def tight(self, outcome: Outcome) -> bool:
         if "latency" not in self.budget:
@@ -230,6 +235,12 @@ def _exact_refusals(bench: Workbench, outcome: Outcome) -> list[Refusal]:
     slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in edits
               if (e.site, e.rule) not in used]  # fmt: skip
     return refusals + slower
+
+
+def _agreed(tables: Sequence[Table]) -> list[Refusal]:
+    """Refusals that hold in every memory format, as the first table says them."""
+    held = [{(r.site, r.rule) for r in table.refusals} for table in tables]
+    return [r for r in tables[0].refusals if all((r.site, r.rule) in h for h in held)] if tables else []
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -40,11 +40,11 @@ class Candidate:
 
 @dataclass
 class Table:
-    """Candidates of each site, the untouched one first; why other rules have none; and the weights that were fitted."""
+    """Candidates of each site in one memory format, the untouched one first; and why other rules have none."""
 
+    layout: str = "contiguous"
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
-    weights: dict[tuple[str, Block], Weights] = field(default_factory=dict)
 
 
 def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
@@ -64,19 +64,19 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
 
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
     """
-    table, rules = Table(), tuple(rules)
+    table, rules = Table(layout), tuple(rules)
     model = to_layout(clone(bench.original), layout)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
         offers = _offers(site, rules, table)
-        latencies = bench.latencies([site.block, *(p.block for p in offers)], site, layout)
+        finished = [bench.finished(site, block) for block in (site.block, *(p.block for p in offers))]
+        latencies = bench.latencies(finished, site, layout)
         kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
         rows = [(p, costs(p.block, site, ms)) for p, ms in zip(offers, latencies[1:], strict=True)]
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, gaining, rules, bench, model, table)]
     progress("measuring proposals", len(bench.sites), len(bench.sites))
-    bench.weights |= table.weights
     return table
 
 
@@ -111,15 +111,17 @@ def _probed(site: Site, rows: Sequence[tuple[Proposal, dict[str, float]]], rules
             bench: Workbench, model: nn.Module, table: Table) -> list[Candidate]:  # fmt: skip
     """Fits the proposals and measures, for those on the front of fit and latency, how the output moves."""
     by_name = {rule.name: rule for rule in rules}
-    fitted = [(p, c, by_name[p.rule].init(site, p)) for p, c in rows]
+    fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in rows]
     candidates = []
     for proposal, cost, weights in _spread(_front(fitted)):
-        error = _output_error(site, proposal.block, weights.tensors, bench.probe, model)
+        key = (site.name, proposal.block)
+        if key not in bench.errors:
+            bench.errors[key] = _output_error(site, proposal.block, weights.tensors, bench.probe, model)
+        error = bench.errors[key]
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
             table.refusals.append(Refusal(site.name, proposal.rule, why))
             continue
-        table.weights[site.name, proposal.block] = weights
         edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs)
         candidates.append(Candidate(site.name, edit, cost, error))
     return candidates

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reconv.data import Batch
+from reconv.data import Batch, seeded
+from reconv.layers import build
 from reconv.planning.edits import Fit, apply_edits, current
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
 from reconv.ruleset import Rule
-from reconv.ruleset.rule import Weights
+from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block
 from reconv.surgery import Site, clone, fresh
 from reconv.surgery.norms import reestimate
@@ -59,11 +60,26 @@ class Workbench:
         self.cache = LatencyCache()
         self.probe = Probe(self.original, calibration)
         self.weights: dict[tuple[str, Block], Weights] = {}
+        self.errors: dict[tuple[str, Block], float | str] = {}  # of the output, or what the network raised
 
     def fit(self, site: Site, edit: Edit) -> dict[str, Tensor]:
         """The starting weights of an edit, from the table where it made them."""
         known = self.weights.get((site.name, edit.block))
         return known.tensors if known else Fit(self.rules)(site, edit)
+
+    def weights_of(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
+        """The starting weights of a proposal, fitted once."""
+        key = (site.name, proposal.block)
+        if key not in self.weights:
+            self.weights[key] = rule.init(site, proposal)
+        return self.weights[key]
+
+    @seeded(0)  # the user's random numbers stay as they are
+    def finished(self, site: Site, block: Block) -> Block:
+        """What a block becomes once the exact rules are applied: the form that will run, and so is timed."""
+        layer = build(block, dtype=site.dtype, device=site.device)  # any weights do: the form does not depend on them
+        edits, _ = self.exact_edits({site.name: site.after(block, layer.state_dict())})
+        return edits[-1].block if edits else block
 
     def latency(self, block: Block, site: Site, layout: str) -> float:
         """Milliseconds of a block in a site's place, summed over the site's runs."""
@@ -77,21 +93,26 @@ class Workbench:
                 totals[i] += timing.median_ms
         return totals
 
-    def judge(self, edits: Sequence[Edit]) -> Outcome:
-        """Applies edits, with and without the exact rules on top, in each memory format; keeps what runs fastest."""
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Memory formats to try: the network's own, and any other where exact rules are asked for."""
+        return layouts_of(self.original) if self.exact_rules else (layout_of(self.original),)
+
+    def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
+        """Applies edits, with and without the exact rules on top, and measures the faster; None where none runs."""
         student, sites = apply_edits(clone(self.original), self.sites, edits, self.fit)
         if edits and self.restat:
             reestimate(student, self.probe.batches)
-        variants = [(tuple(edits), layout_of(self.original), student)]
+        variants = [(tuple(edits), student)]
         if self.exact_rules:
             folded, exact = self.with_exact(student, sites)
-            variants = [(edits_, layout, to_layout(clone(model), layout))
-                        for edits_, model in ((tuple(edits), student), ((*edits, *exact), folded))
-                        for layout in layouts_of(self.original)]  # fmt: skip
-        variants = [v for v in variants if self.runs(v[2])]
-        base, *timings = time_networks(self.engine, [self.original, *(v[2] for v in variants)], self.inputs, SECONDS)
+            variants.append(((*edits, *exact), folded))
+        variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
+        if not variants:
+            return None
+        base, *timings = time_networks(self.engine, [self.original, *(v[1] for v in variants)], self.inputs, SECONDS)
         best = min(range(len(variants)), key=lambda i: timings[i].median_ms)
-        chosen, layout, model = variants[best]
+        chosen, model = variants[best]
         median = timings[best].median_ms
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model))
 

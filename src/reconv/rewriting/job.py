@@ -94,10 +94,10 @@ def rewrite(
     Raises:  ConvError: for a wrong budget, rule, network or data.
     """
     inputs = tensors_of(example_inputs)
-    engine, found = get_target(target), rules_named(rules)
+    limits, engine, found = Budget.of(budget), get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
     folder = None if out is None else Path(out)
-    made = _plan_of(folder, resume) or plan(model, inputs, budget, train, engine, rules, sites, seed,
+    made = _plan_of(folder, resume) or plan(model, inputs, limits, train, engine, rules, sites, seed,
                                             ref=ref, progress=progress)  # fmt: skip
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
@@ -108,9 +108,11 @@ def rewrite(
                           checkpoint=folder and folder / "checkpoint", resume=resume,
                           log=logger(folder))  # fmt: skip
     student = finish(student, sites_now, made, found).eval()
-    made, student, latency_ratio = _measured(model, student, made, Budget.of(budget), inputs, engine)
+    made, student, latency_ratio = _measured(model, student, made, limits, inputs, engine)
     scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
     error = held_error(model, student, held) if held is not None else None
+    if error is not None and made.edits:
+        made = _judged(made, limits, "error", error)
     config = {"rules": [r.name for r in found], "budget": made.budget, "target": made.target, "epochs": epochs,
               "seed": seed, "holdout": holdout, "latency_ratio": latency_ratio, "scores": scores}  # fmt: skip
     result = Result(student, made, summary(model, inputs, engine), summary(student, inputs, engine), error,
@@ -163,10 +165,17 @@ def _measured(model: nn.Module, student: nn.Module, made: Plan, budget: Budget, 
         made = replace(made, edits=(), layout=layout_of(model), met=_holds_as_given(budget, before.median_ms),
                        reason=reason, latency_ratio=1.0)  # fmt: skip
         return made, original, 1.0
-    if over and limit is not None and made.met:
-        got = after.median_ms if limit.absolute else latency_ratio
-        made = replace(made, met=False, reason=f"latency: asked for {limit.value:.4g}, reached {got:.4g}")
+    made = _judged(made, budget, "latency", after.median_ms if limit and limit.absolute else latency_ratio)
     return replace(made, latency_ratio=latency_ratio), student, latency_ratio
+
+
+def _judged(made: Plan, budget: Budget, name: str, got: float) -> Plan:
+    """The plan, with a figure of the final network in the place of what planning expected."""
+    if name not in budget:
+        return made
+    others = [reason for reason in (made.reason or "").split("; ") if reason and not reason.startswith(f"{name}:")]
+    reasons = others + budget.misses({name: got})
+    return replace(made, met=not reasons, reason="; ".join(reasons) or None)
 
 
 def _holds_as_given(budget: Budget, latency_ms: float) -> bool:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from reconv.data import Batch, Feed, reseed, seeded
 from reconv.errors import conv_error
@@ -20,7 +19,7 @@ from reconv.rewriting.checkpoint import read_checkpoint, set_tensors, tensors_of
 from reconv.rewriting.losses import distillation_loss, label_loss
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
 from reconv.surgery.clone import clone
-from reconv.surgery.norms import evaluating
+from reconv.surgery.norms import evaluating, reestimate
 from reconv.surgery.outputs import ratio, squared_distance
 from reconv.targets.layout import layout_of, to_layout
 
@@ -29,6 +28,7 @@ Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
 INNER, LABELS = 1.0, 0.1  # weights of the matched activations and of the labels beside the outputs
 WARMUP = 0.1  # part of all steps
+STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
 CLIP = 1.0  # largest norm of the gradient
 
 
@@ -43,8 +43,8 @@ def recover(
     *,
     example_inputs: Tensor | Sequence[Any] | None = None,
     match: Sequence[str] | None = None,
-    batch_size: int = 50,
-    lr: float = 7e-4,
+    batch_size: int = 32,
+    lr: float = 1e-3,
     patience: int | None = None,
     progress: Progress | None = None,
     checkpoint: str | Path | None = None,
@@ -139,8 +139,7 @@ class Recovery:
         size, epochs = self.settings["batch_size"], self.settings["epochs"]
         self.teacher.remember(self.held, size)
         if not (resume and self.restore()):
-            self.best, self.best_tensors = self.judge(), tensors_of_module(self.module)
-            self.log({"event": "recover", "epoch": 0, **self.said(self.best)})
+            self.begin()
         if epochs > 1 and not self.exact:
             self.teacher.remember(self.train, size)
         while self.done < epochs and self.stale < self.patience and not self.exact:
@@ -148,6 +147,17 @@ class Recovery:
                 break
         set_tensors(self.module, self.best_tensors)
         self.progress("recovering", self.steps * epochs, self.steps * epochs)
+
+    def begin(self) -> None:
+        """Judges the student as it came; training begins with batch-norm statistics of these data, if that is nearer."""
+        self.best, self.best_tensors = self.judge(), tensors_of_module(self.module)
+        self.log({"event": "recover", "epoch": 0, **self.said(self.best)})
+        if self.exact or not reestimate(self.module, self.train.head(STATISTICS, self.settings["seed"])):
+            return
+        if (closeness := self.closeness()) <= self.best.closeness:
+            set_tensors(self.module, self.best_tensors)
+        elif self.evaluate is None:
+            self.best, self.best_tensors = Score(0.0, closeness), tensors_of_module(self.module)
 
     @property
     def exact(self) -> bool:
@@ -188,7 +198,7 @@ class Recovery:
         """One step of the optimizer; `part` of all steps will then be done."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["lr"] * _schedule(part)
-        _train_norms(self.module, len(batch) > 1)
+        self.module.eval()  # batch norms too: they learn as the fixed maps that they will be
         wanted = self.teacher(batch)
         with torch.enable_grad():
             answer = self.student(batch)
@@ -210,12 +220,17 @@ class Recovery:
     def judge(self) -> Score:
         """How good the student is now, on the held-out part."""
         self.module.eval()
+        closeness = self.closeness()
+        return Score(0.0 if self.evaluate is None else _sunk(_number(self.evaluate(self.module))), closeness)
+
+    @torch.no_grad()
+    def closeness(self) -> float:
+        """Minus the distance between the outputs on the held-out part."""
         apart, size = 0.0, 0.0
         for batch in self.held.batches(self.settings["batch_size"]):
             parts = squared_distance(self.student(batch).outputs, self.teacher(batch).outputs)
             apart, size = apart + parts[0], size + parts[1]
-        value = 0.0 if self.evaluate is None else _number(self.evaluate(self.module))
-        return Score(_sunk(value), _sunk(-ratio(apart, size)))
+        return _sunk(-ratio(apart, size))
 
     def said(self, score: Score) -> dict[str, float]:
         value = {} if self.evaluate is None else {"value": score.value}
@@ -249,14 +264,6 @@ class Recovery:
 def _schedule(part: float) -> float:
     """The learning rate, as a part of the highest: it warms up, then falls as a cosine does."""
     return min(1.0, part / WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, part)))
-
-
-def _train_norms(module: nn.Module, training: bool) -> None:
-    """Batch norms learn from the batch (of several samples); all else stays as it is when the network is used."""
-    module.eval()
-    for norm in module.modules():
-        if isinstance(norm, _BatchNorm):
-            norm.training = training
 
 
 def _parts(feed: Feed, holdout: float | Feed, seed: int, module: nn.Module) -> tuple[Feed, Feed]:

@@ -59,9 +59,11 @@ def concatenate(fields: Sequence[Field], axis: int) -> Field:
     if any(factor.label is OTHER for each in axes for factor in each):
         total = sum(field.shape[axis] for field in fields)
         return hull([field.without_kinds().with_axis(axis, (Factor(total, OTHER),)) for field in fields])
+    if any(field.slid.intersection(labels_on(field.axes[axis])) for field in fields):
+        raise LostError("a concatenation along a spatial axis")
+    fields = [_unknown_along(field, labels_on(field.axes[axis])) for field in fields]
     unit = gcd(*map(_alike, axes))
     runs = [_runs(field, axis, unit) for field in fields]
-    fields = [_unknown_along(field, labels_on(field.axes[axis])) for field in fields]
     return _side_by_side(fields, axis, runs, plain(unit))
 
 
