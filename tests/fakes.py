@@ -51,6 +51,10 @@ class _Work(TorchDispatchMode):
         super().__init__()
         self.target, self.ms = target, 0.0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the compiler would be imported, which takes seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if not func.is_view:

@@ -163,259 +163,217 @@ def padded_channels(net: nn.Module, x: Tensor) -> Tensor:
     return net.c(F.pad(torch.cat([x, net.a(x)], 1), (0, 0, 0, 0, 1, 2)) + net.b(x))
 
 
-CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "plain": (nn.Sequential(conv(1, 2, 3, padding=1), nn.ReLU(), conv(2, 2, 5), conv(2, 1, (3, 2))), (1, 1, 23, 19)),
-    "uneven": (
-        nn.Sequential(conv(1, 2, (3, 5), stride=(2, 1), padding=(1, 2)), conv(2, 1, (4, 1), dilation=(2, 1))),
-        (1, 1, 27, 17),
+Case = tuple[nn.Module, tuple[int, ...]]  # with the shape of its input
+
+
+def chain(shape: tuple[int, ...], *layers: nn.Module) -> Case:
+    return nn.Sequential(*layers), shape
+
+
+def graph(shape: tuple[int, ...], forward: Callable[..., Tensor], **layers: nn.Module) -> Case:
+    return Net(forward, **layers), shape
+
+
+CASES: dict[str, Case] = {
+    "plain": chain((1, 1, 23, 19), conv(1, 2, 3, padding=1), nn.ReLU(), conv(2, 2, 5), conv(2, 1, (3, 2))),
+    "uneven": chain(
+        (1, 1, 27, 17), conv(1, 2, (3, 5), stride=(2, 1), padding=(1, 2)), conv(2, 1, (4, 1), dilation=(2, 1))
     ),
-    "strides": (nn.Sequential(conv(1, 1, 7, stride=2), nn.MaxPool2d(3, 2, 1), conv(1, 1, 3, stride=2)), (1, 1, 41, 43)),
-    "skipping": (nn.Sequential(conv(1, 1, 2, stride=3), conv(1, 1, 1, stride=2), conv(1, 1, 2)), (1, 1, 31, 29)),
-    "dilated": (nn.Sequential(*[conv(1, 1, 3, dims=1, dilation=2**i) for i in range(4)]), (1, 1, 45)),
-    "grouped": (nn.Sequential(conv(4, 4, 3, groups=4), conv(4, 6, 3, groups=2)), (2, 4, 11, 13)),
-    "same": (nn.Sequential(conv(1, 1, 4, padding="same"), conv(1, 1, 2, padding="same", dilation=3)), (1, 1, 19, 17)),
-    "residual": (
-        Net(lambda m, x: m.c(m.a(x) + m.b(x)), a=conv(1, 2, 1), b=conv(1, 2, 5, padding=2), c=conv(2, 1, 3)),
-        (1, 1, 17, 15),
+    "strides": chain((1, 1, 41, 43), conv(1, 1, 7, stride=2), nn.MaxPool2d(3, 2, 1), conv(1, 1, 3, stride=2)),
+    "skipping": chain((1, 1, 31, 29), conv(1, 1, 2, stride=3), conv(1, 1, 1, stride=2), conv(1, 1, 2)),
+    "dilated": chain((1, 1, 45), *[conv(1, 1, 3, dims=1, dilation=2**i) for i in range(4)]),
+    "grouped": chain((2, 4, 11, 13), conv(4, 4, 3, groups=4), conv(4, 6, 3, groups=2)),
+    "same": chain((1, 1, 19, 17), conv(1, 1, 4, padding="same"), conv(1, 1, 2, padding="same", dilation=3)),
+    "residual": graph(
+        (1, 1, 17, 15), lambda m, x: m.c(m.a(x) + m.b(x)), a=conv(1, 2, 1), b=conv(1, 2, 5, padding=2), c=conv(2, 1, 3)
     ),
-    "shortcut": (
-        Net(
-            lambda m, x: m.d(m.a(x) + m.c(m.b(x))),
-            a=conv(1, 1, 1, stride=2),
-            b=conv(1, 1, 3, stride=2, padding=1),
-            c=conv(1, 1, 3, padding=1),
-            d=conv(1, 1, 1),
-        ),
+    "shortcut": graph(
         (1, 1, 21, 19),
+        lambda m, x: m.d(m.a(x) + m.c(m.b(x))),
+        a=conv(1, 1, 1, stride=2),
+        b=conv(1, 1, 3, stride=2, padding=1),
+        c=conv(1, 1, 3, padding=1),
+        d=conv(1, 1, 1),
     ),
-    "inception": (
-        Net(
-            lambda m, x: m.d(torch.cat([m.a(x), m.b(x), m.c(F.avg_pool2d(x, 3, 1, 1))], 1)),
-            a=conv(1, 1, 1),
-            b=conv(1, 2, (1, 7), padding=(0, 3)),
-            c=conv(1, 1, (5, 1), padding=(2, 0)),
-            d=conv(4, 1, 3),
-        ),
+    "inception": graph(
         (1, 1, 17, 19),
+        lambda m, x: m.d(torch.cat([m.a(x), m.b(x), m.c(F.avg_pool2d(x, 3, 1, 1))], 1)),
+        a=conv(1, 1, 1),
+        b=conv(1, 2, (1, 7), padding=(0, 3)),
+        c=conv(1, 1, (5, 1), padding=(2, 0)),
+        d=conv(4, 1, 3),
     ),
-    "atrous pyramid": (
-        Net(
-            lambda m, x: m.d(torch.cat([m.a(x), m.b(x), m.c(x)], 1)),
-            a=conv(1, 1, 1),
-            b=conv(1, 1, 3, dilation=3, padding=3),
-            c=conv(1, 1, 3, dilation=6, padding=6),
-            d=conv(3, 1, 1),
-        ),
+    "atrous pyramid": graph(
         (1, 1, 25, 27),
+        lambda m, x: m.d(torch.cat([m.a(x), m.b(x), m.c(x)], 1)),
+        a=conv(1, 1, 1),
+        b=conv(1, 1, 3, dilation=3, padding=3),
+        c=conv(1, 1, 3, dilation=6, padding=6),
+        d=conv(3, 1, 1),
     ),
-    "up, even": (nn.Sequential(transposed(1, 1, 4, stride=2, padding=1), conv(1, 1, 1)), (1, 1, 9, 11)),
-    "up, odd": (
-        nn.Sequential(transposed(1, 2, 3, stride=2, padding=1, output_padding=1), conv(2, 1, 3)),
-        (1, 1, 9, 11),
+    "up, even": chain((1, 1, 9, 11), transposed(1, 1, 4, stride=2, padding=1), conv(1, 1, 1)),
+    "up, odd": chain((1, 1, 9, 11), transposed(1, 2, 3, stride=2, padding=1, output_padding=1), conv(2, 1, 3)),
+    "up, gaps": chain((1, 1, 7, 6), transposed(1, 1, 2, stride=3, bias=False), conv(1, 1, 1)),
+    "up, gaps filled": chain((1, 1, 9, 8), transposed(1, 1, 2, stride=3), conv(1, 1, 2, stride=2)),
+    "up, dilated": chain((1, 1, 15), transposed(1, 1, 3, dims=1, stride=2, dilation=2), conv(1, 1, 4, dims=1)),
+    "down and up": chain(
+        (1, 1, 39), conv(1, 1, 3, dims=1, stride=4), transposed(1, 1, 5, dims=1, stride=3), conv(1, 1, 2, dims=1)
     ),
-    "up, gaps": (nn.Sequential(transposed(1, 1, 2, stride=3, bias=False), conv(1, 1, 1)), (1, 1, 7, 6)),
-    "up, gaps filled": (nn.Sequential(transposed(1, 1, 2, stride=3), conv(1, 1, 2, stride=2)), (1, 1, 9, 8)),
-    "up, dilated": (
-        nn.Sequential(transposed(1, 1, 3, dims=1, stride=2, dilation=2), conv(1, 1, 4, dims=1)),
-        (1, 1, 15),
+    "3D": chain((1, 1, 11, 9, 10), conv(1, 2, (3, 1, 2), dims=3), nn.AvgPool3d(2), conv(2, 1, 2, dims=3)),
+    "pools": chain((1, 1, 26, 28), nn.AvgPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, dilation=3), conv(1, 1, 2)),
+    "power pool": chain((1, 1, 15, 17), conv(1, 1, 2), nn.LPPool2d(2, 3), conv(1, 1, 2)),
+    "adaptive pool": chain((1, 1, 11, 14), conv(1, 1, 2), nn.AdaptiveAvgPool2d((4, 6)), conv(1, 1, 2)),
+    "adaptive pool 1D": chain((1, 1, 18), conv(1, 1, 2, dims=1), nn.AdaptiveMaxPool1d(7), conv(1, 1, 2, dims=1)),
+    "global pool": chain((1, 1, 12, 14), conv(1, 2, 3, stride=2), nn.AdaptiveAvgPool2d(1), conv(2, 2, 1)),
+    "pool to rows": graph(
+        (1, 1, 9, 12), lambda m, x: m.b(m.a(x).mean(2).unsqueeze(2)), a=conv(1, 2, 3), b=conv(2, 2, (1, 3))
     ),
-    "down and up": (
-        nn.Sequential(conv(1, 1, 3, dims=1, stride=4), transposed(1, 1, 5, dims=1, stride=3), conv(1, 1, 2, dims=1)),
-        (1, 1, 39),
-    ),
-    "3D": (nn.Sequential(conv(1, 2, (3, 1, 2), dims=3), nn.AvgPool3d(2), conv(2, 1, 2, dims=3)), (1, 1, 11, 9, 10)),
-    "pools": (
-        nn.Sequential(nn.AvgPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, dilation=3), conv(1, 1, 2)),
-        (1, 1, 26, 28),
-    ),
-    "power pool": (nn.Sequential(conv(1, 1, 2), nn.LPPool2d(2, 3), conv(1, 1, 2)), (1, 1, 15, 17)),
-    "adaptive pool": (nn.Sequential(conv(1, 1, 2), nn.AdaptiveAvgPool2d((4, 6)), conv(1, 1, 2)), (1, 1, 11, 14)),
-    "adaptive pool 1D": (
-        nn.Sequential(conv(1, 1, 2, dims=1), nn.AdaptiveMaxPool1d(7), conv(1, 1, 2, dims=1)),
-        (1, 1, 18),
-    ),
-    "global pool": (
-        nn.Sequential(conv(1, 2, 3, stride=2), nn.AdaptiveAvgPool2d(1), conv(2, 2, 1)),
-        (1, 1, 12, 14),
-    ),
-    "pool to rows": (
-        Net(lambda m, x: m.b(m.a(x).mean(2).unsqueeze(2)), a=conv(1, 2, 3), b=conv(2, 2, (1, 3))),
-        (1, 1, 9, 12),
-    ),
-    "classifier": (
-        Net(
-            lambda m, x: m.c(m.b(m.a(x).flatten(1)).view(-1, 1, 6)),
-            a=conv(1, 2, 3),
-            b=positive(nn.Linear(2 * 35, 6)),
-            c=conv(1, 1, 3, dims=1),
-        ),
+    "classifier": graph(
         (1, 1, 7, 9),
+        lambda m, x: m.c(m.b(m.a(x).flatten(1)).view(-1, 1, 6)),
+        a=conv(1, 2, 3),
+        b=positive(nn.Linear(2 * 35, 6)),
+        c=conv(1, 1, 3, dims=1),
     ),
-    "gate": (Net(squeeze_excite, a=conv(1, 2, 3, stride=2), gate=conv(2, 2, 1), b=conv(2, 1, 2)), (1, 1, 14, 13)),
-    "channel gate": (
-        Net(
-            lambda m, x: (lambda y: m.c(y * m.b(y.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(3)))(m.a(x)),
-            a=conv(1, 4, 3),
-            b=conv(1, 1, 3, dims=1, padding=1),
-            c=conv(4, 1, 2),
-        ),
+    "gate": graph((1, 1, 14, 13), squeeze_excite, a=conv(1, 2, 3, stride=2), gate=conv(2, 2, 1), b=conv(2, 1, 2)),
+    "channel gate": graph(
         (1, 1, 9, 8),
+        lambda m, x: (lambda y: m.c(y * m.b(y.mean((2, 3)).unsqueeze(1)).transpose(1, 2).unsqueeze(3)))(m.a(x)),
+        a=conv(1, 4, 3),
+        b=conv(1, 1, 3, dims=1, padding=1),
+        c=conv(4, 1, 2),
     ),
-    "pixel shuffle": (nn.Sequential(conv(1, 4, 3), nn.PixelShuffle(2), conv(1, 1, 3)), (1, 1, 9, 11)),
-    "pixel unshuffle": (nn.Sequential(conv(1, 1, 3), nn.PixelUnshuffle(2), conv(4, 1, 3)), (1, 1, 16, 18)),
-    "depth to space": (Net(depth_to_space, a=conv(1, 4, 3), b=conv(1, 1, 2)), (1, 1, 9, 8)),
-    "space to depth": (Net(space_to_depth, a=conv(1, 1, 3), b=conv(4, 1, 2)), (1, 1, 12, 14)),
-    "focus": (Net(focus, a=conv(4, 1, 3)), (1, 1, 14, 16)),
-    "nearest": (nn.Sequential(conv(1, 1, 3), nn.Upsample(scale_factor=2), conv(1, 1, 3)), (1, 1, 11, 9)),
-    "nearest, 2.5": (nn.Sequential(conv(1, 1, 2), nn.Upsample(scale_factor=2.5), conv(1, 1, 2)), (1, 1, 11, 9)),
-    "nearest to size": (nn.Sequential(nn.Upsample(size=(7, 12)), conv(1, 1, 2)), (1, 1, 11, 9)),
-    "nearest, exact": (nn.Sequential(nn.Upsample(size=(7, 12), mode="nearest-exact"), conv(1, 1, 2)), (1, 1, 11, 9)),
-    "area": (Net(lambda m, x: m.a(F.interpolate(x, size=(5, 4), mode="area")), a=conv(1, 1, 2)), (1, 1, 12, 14)),
-    "channel shuffle": (Net(channel_shuffle, a=conv(1, 4, 3), b=conv(4, 4, 3, groups=2)), (1, 1, 11, 9)),
-    "native channel shuffle": (nn.Sequential(conv(1, 4, 3), nn.ChannelShuffle(2), conv(4, 4, 3)), (1, 1, 11, 9)),
-    "channels last": (
-        Net(
-            channels_last,
-            a=conv(1, 4, 2, stride=2),
-            b=conv(4, 4, 5, padding=2, groups=4),
-            norm=nn.LayerNorm(4),
-            up=positive(nn.Linear(4, 8)),
-            down=positive(nn.Linear(8, 4)),
-            c=conv(4, 1, 2),
-        ),
+    "pixel shuffle": chain((1, 1, 9, 11), conv(1, 4, 3), nn.PixelShuffle(2), conv(1, 1, 3)),
+    "pixel unshuffle": chain((1, 1, 16, 18), conv(1, 1, 3), nn.PixelUnshuffle(2), conv(4, 1, 3)),
+    "depth to space": graph((1, 1, 9, 8), depth_to_space, a=conv(1, 4, 3), b=conv(1, 1, 2)),
+    "space to depth": graph((1, 1, 12, 14), space_to_depth, a=conv(1, 1, 3), b=conv(4, 1, 2)),
+    "focus": graph((1, 1, 14, 16), focus, a=conv(4, 1, 3)),
+    "nearest": chain((1, 1, 11, 9), conv(1, 1, 3), nn.Upsample(scale_factor=2), conv(1, 1, 3)),
+    "nearest, 2.5": chain((1, 1, 11, 9), conv(1, 1, 2), nn.Upsample(scale_factor=2.5), conv(1, 1, 2)),
+    "nearest to size": chain((1, 1, 11, 9), nn.Upsample(size=(7, 12)), conv(1, 1, 2)),
+    "nearest, exact": chain((1, 1, 11, 9), nn.Upsample(size=(7, 12), mode="nearest-exact"), conv(1, 1, 2)),
+    "area": graph((1, 1, 12, 14), lambda m, x: m.a(F.interpolate(x, size=(5, 4), mode="area")), a=conv(1, 1, 2)),
+    "channel shuffle": graph((1, 1, 11, 9), channel_shuffle, a=conv(1, 4, 3), b=conv(4, 4, 3, groups=2)),
+    "native channel shuffle": chain((1, 1, 11, 9), conv(1, 4, 3), nn.ChannelShuffle(2), conv(4, 4, 3)),
+    "channels last": graph(
         (2, 1, 22, 26),
+        channels_last,
+        a=conv(1, 4, 2, stride=2),
+        b=conv(4, 4, 5, padding=2, groups=4),
+        norm=nn.LayerNorm(4),
+        up=positive(nn.Linear(4, 8)),
+        down=positive(nn.Linear(8, 4)),
+        c=conv(4, 1, 2),
     ),
-    "einsum": (
-        Net(
-            lambda m, x: m.b(torch.einsum("nchw,dc->ndhw", m.a(x), torch.ones(3, 2).double())),
-            a=conv(1, 2, 3),
-            b=conv(3, 1, 3),
-        ),
+    "einsum": graph(
         (1, 1, 9, 11),
+        lambda m, x: m.b(torch.einsum("nchw,dc->ndhw", m.a(x), torch.ones(3, 2).double())),
+        a=conv(1, 2, 3),
+        b=conv(3, 1, 3),
     ),
-    "reflect": (
-        nn.Sequential(
-            nn.ReflectionPad2d((2, 1, 0, 3)), conv(1, 1, 3), conv(1, 1, 3, padding=1, padding_mode="replicate")
-        ),
+    "reflect": chain(
         (1, 1, 13, 15),
+        nn.ReflectionPad2d((2, 1, 0, 3)),
+        conv(1, 1, 3),
+        conv(1, 1, 3, padding=1, padding_mode="replicate"),
     ),
-    "crop": (nn.Sequential(nn.ZeroPad2d((-1, 2, 3, -2)), conv(1, 1, 3, stride=2), conv(1, 1, 2)), (1, 1, 14, 15)),
-    "cropped skip": (
-        Net(unet, a=conv(1, 2, 3), b=conv(2, 2, 3), up=transposed(2, 2, 2, stride=2), c=conv(4, 1, 3)),
-        (1, 1, 26, 22),
+    "crop": chain((1, 1, 14, 15), nn.ZeroPad2d((-1, 2, 3, -2)), conv(1, 1, 3, stride=2), conv(1, 1, 2)),
+    "cropped skip": graph(
+        (1, 1, 26, 22), unet, a=conv(1, 2, 3), b=conv(2, 2, 3), up=transposed(2, 2, 2, stride=2), c=conv(4, 1, 3)
     ),
-    "norms": (
-        nn.Sequential(conv(1, 4, 3), nn.BatchNorm2d(4).eval(), nn.Hardswish(), nn.PReLU(), conv(4, 1, 3)),
-        (1, 1, 9, 11),
+    "norms": chain((1, 1, 9, 11), conv(1, 4, 3), nn.BatchNorm2d(4).eval(), nn.Hardswish(), nn.PReLU(), conv(4, 1, 3)),
+    "group norm": chain((1, 1, 9, 7), conv(1, 4, 3), nn.GroupNorm(2, 4), conv(4, 1, 1)),
+    "instance norm": chain((1, 1, 9, 7), conv(1, 4, 3), nn.InstanceNorm2d(4), conv(4, 1, 1)),
+    "local response norm": chain(
+        (1, 2, 9, 7), nn.LocalResponseNorm(3), conv(2, 4, 3), nn.LocalResponseNorm(3), conv(4, 1, 2)
     ),
-    "group norm": (nn.Sequential(conv(1, 4, 3), nn.GroupNorm(2, 4), conv(4, 1, 1)), (1, 1, 9, 7)),
-    "instance norm": (nn.Sequential(conv(1, 4, 3), nn.InstanceNorm2d(4), conv(4, 1, 1)), (1, 1, 9, 7)),
-    "local response norm": (
-        nn.Sequential(nn.LocalResponseNorm(3), conv(2, 4, 3), nn.LocalResponseNorm(3), conv(4, 1, 2)),
-        (1, 2, 9, 7),
-    ),
-    "row softmax": (Net(lambda m, x: m.b(m.a(x).softmax(3)), a=conv(1, 1, 3), b=conv(1, 1, (3, 1))), (1, 1, 9, 7)),
-    "attention": (Net(attention, a=conv(2, 1, 1), q=nn.Linear(2, 2), k=nn.Linear(2, 2)), (1, 2, 4, 5)),
-    "window attention": (
-        Net(
-            lambda m, x: window_attention(m, m.b(x)),
-            a=conv(2, 1, 2),
-            b=conv(1, 2, 2),
-            q=nn.Linear(2, 2),
-            k=nn.Linear(2, 2),
-        ),
+    "row softmax": graph((1, 1, 9, 7), lambda m, x: m.b(m.a(x).softmax(3)), a=conv(1, 1, 3), b=conv(1, 1, (3, 1))),
+    "attention": graph((1, 2, 4, 5), attention, a=conv(2, 1, 1), q=nn.Linear(2, 2), k=nn.Linear(2, 2)),
+    "window attention": graph(
         (1, 1, 10, 13),
+        lambda m, x: window_attention(m, m.b(x)),
+        a=conv(2, 1, 2),
+        b=conv(1, 2, 2),
+        q=nn.Linear(2, 2),
+        k=nn.Linear(2, 2),
     ),
-    "grid attention": (
-        Net(
-            lambda m, x: grid_attention(m, m.b(x)),
-            a=conv(2, 1, 2),
-            b=conv(1, 2, 2),
-            q=nn.Linear(2, 2),
-            k=nn.Linear(2, 2),
-        ),
+    "grid attention": graph(
         (1, 1, 10, 13),
+        lambda m, x: grid_attention(m, m.b(x)),
+        a=conv(2, 1, 2),
+        b=conv(1, 2, 2),
+        q=nn.Linear(2, 2),
+        k=nn.Linear(2, 2),
     ),
-    "unfold": (
-        Net(lambda m, x: m.a(F.unfold(x, (3, 2), stride=2, dilation=2).unflatten(2, (5, -1))), a=conv(6, 1, 2)),
+    "unfold": graph(
         (1, 1, 13, 15),
+        lambda m, x: m.a(F.unfold(x, (3, 2), stride=2, dilation=2).unflatten(2, (5, -1))),
+        a=conv(6, 1, 2),
     ),
-    "unfold and fold": (
-        Net(
-            lambda m, x: m.a(
-                F.fold(F.unfold(x, 3, padding=1).mean(1, True).expand(-1, 9, -1), x.shape[2:], 3, padding=1)
-            ),
-            a=conv(1, 1, 2),
-        ),
+    "unfold and fold": graph(
         (1, 1, 9, 11),
+        lambda m, x: m.a(F.fold(F.unfold(x, 3, padding=1).mean(1, True).expand(-1, 9, -1), x.shape[2:], 3, padding=1)),
+        a=conv(1, 1, 2),
     ),
-    "strided windows": (
-        Net(lambda m, x: m.a(x.unfold(2, 5, 2).mean(3)), a=conv(1, 1, 2, dims=1)),
-        (1, 1, 17),
+    "strided windows": graph((1, 1, 17), lambda m, x: m.a(x.unfold(2, 5, 2).mean(3)), a=conv(1, 1, 2, dims=1)),
+    "flip": graph((1, 1, 15, 18), lambda m, x: m.b(m.a(x).flip(2, 3)), a=conv(1, 1, 2, stride=2), b=conv(1, 1, 3)),
+    "and its flip": graph((1, 1, 8, 9), lambda m, x: m.a(x + x.flip(3)), a=conv(1, 1, 3)),
+    "transpose": graph(
+        (1, 1, 9, 11), lambda m, x: m.b(m.a(x).transpose(2, 3)), a=conv(1, 1, (3, 1)), b=conv(1, 1, (5, 1))
     ),
-    "flip": (Net(lambda m, x: m.b(m.a(x).flip(2, 3)), a=conv(1, 1, 2, stride=2), b=conv(1, 1, 3)), (1, 1, 15, 18)),
-    "and its flip": (Net(lambda m, x: m.a(x + x.flip(3)), a=conv(1, 1, 3)), (1, 1, 8, 9)),
-    "transpose": (
-        Net(lambda m, x: m.b(m.a(x).transpose(2, 3)), a=conv(1, 1, (3, 1)), b=conv(1, 1, (5, 1))),
-        (1, 1, 9, 11),
-    ),
-    "stack": (
-        Net(lambda m, x: m.b(torch.stack([x, m.a(x)], 2).flatten(1, 2)), a=conv(1, 1, 3, padding=1), b=conv(2, 1, 2)),
+    "stack": graph(
         (1, 1, 9, 8),
+        lambda m, x: m.b(torch.stack([x, m.a(x)], 2).flatten(1, 2)),
+        a=conv(1, 1, 3, padding=1),
+        b=conv(2, 1, 2),
     ),
-    "split": (Net(shuffle_unit, a=conv(1, 4, 3), b=conv(2, 2, 3, padding=1), c=conv(4, 1, 1)), (1, 1, 11, 9)),
-    "by channel": (Net(lambda m, x: m.a(x[:, [2, 0, 1]] * 2), a=conv(3, 1, 3)), (1, 3, 8, 7)),
-    "transformed input": (
-        Net(lambda m, x: m.a(torch.cat([x[:, i].unsqueeze(1) * 0.5 + i for i in range(3)], 1)), a=conv(3, 1, 3)),
+    "split": graph((1, 1, 11, 9), shuffle_unit, a=conv(1, 4, 3), b=conv(2, 2, 3, padding=1), c=conv(4, 1, 1)),
+    "by channel": graph((1, 3, 8, 7), lambda m, x: m.a(x[:, [2, 0, 1]] * 2), a=conv(3, 1, 3)),
+    "transformed input": graph(
         (1, 3, 8, 7),
+        lambda m, x: m.a(torch.cat([x[:, i].unsqueeze(1) * 0.5 + i for i in range(3)], 1)),
+        a=conv(3, 1, 3),
     ),
-    "in place": (Net(in_place, a=conv(1, 2, 3), b=conv(2, 2, 3, padding=1), c=conv(2, 1, 2)), (1, 1, 11, 9)),
-    "video": (Net(stacked_frames, a=conv(1, 2, 3), b=conv(2, 1, (3, 1, 1), dims=3)), (2, 1, 7, 8, 6)),
-    "gated linear": (nn.Sequential(conv(1, 4, 3), nn.GLU(1), conv(2, 1, 3)), (1, 1, 9, 8)),
-    "repeated": (
-        Net(lambda m, x: m.b(m.a(x).repeat_interleave(3, 2).repeat(1, 2, 1, 1)), a=conv(1, 1, 2), b=conv(2, 1, 2)),
+    "in place": graph((1, 1, 11, 9), in_place, a=conv(1, 2, 3), b=conv(2, 2, 3, padding=1), c=conv(2, 1, 2)),
+    "video": graph((2, 1, 7, 8, 6), stacked_frames, a=conv(1, 2, 3), b=conv(2, 1, (3, 1, 1), dims=3)),
+    "gated linear": chain((1, 1, 9, 8), conv(1, 4, 3), nn.GLU(1), conv(2, 1, 3)),
+    "repeated": graph(
         (1, 1, 8, 7),
+        lambda m, x: m.b(m.a(x).repeat_interleave(3, 2).repeat(1, 2, 1, 1)),
+        a=conv(1, 1, 2),
+        b=conv(2, 1, 2),
     ),
-    "split again": (
-        Net(split_again, a=conv(1, 3, 1), b=conv(1, 2, 5, padding=2), c=conv(3, 1, 3), d=conv(2, 1, 2)),
-        (1, 1, 11, 10),
+    "split again": graph(
+        (1, 1, 11, 10), split_again, a=conv(1, 3, 1), b=conv(1, 2, 5, padding=2), c=conv(3, 1, 3), d=conv(2, 1, 2)
     ),
-    "mixed depthwise": (
-        Net(
-            mixed_depthwise,
-            a=conv(1, 4, 2),
-            b=conv(2, 2, 2, groups=2),
-            c=nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), conv(2, 2, 4, groups=2)),
-            d=conv(4, 8, 3, groups=4),
-            e=conv(8, 1, 1),
-        ),
+    "mixed depthwise": graph(
         (1, 1, 13, 12),
+        mixed_depthwise,
+        a=conv(1, 4, 2),
+        b=conv(2, 2, 2, groups=2),
+        c=nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), conv(2, 2, 4, groups=2)),
+        d=conv(4, 8, 3, groups=4),
+        e=conv(8, 1, 1),
     ),
-    "groups across branches": (
-        Net(
-            lambda m, x: m.c(torch.cat([m.a(x), m.b(x)[..., 2:-2, 2:-2], x[..., 4:, :-4]], 1)),
-            a=conv(1, 3, 5),
-            b=conv(1, 2, 1),
-            c=conv(6, 3, 2, groups=3),
-        ),
+    "groups across branches": graph(
         (1, 1, 12, 11),
+        lambda m, x: m.c(torch.cat([m.a(x), m.b(x)[..., 2:-2, 2:-2], x[..., 4:, :-4]], 1)),
+        a=conv(1, 3, 5),
+        b=conv(1, 2, 1),
+        c=conv(6, 3, 2, groups=3),
     ),
-    "shuffled branches": (
-        Net(
-            shuffled_branches,
-            a=conv(4, 4, 1),
-            b=conv(2, 2, 3, padding=1, groups=2),
-            c=conv(2, 2, 3, padding=1, groups=2),
-        ),
+    "shuffled branches": graph(
         (1, 4, 12, 11),
+        shuffled_branches,
+        a=conv(4, 4, 1),
+        b=conv(2, 2, 3, padding=1, groups=2),
+        c=conv(2, 2, 3, padding=1, groups=2),
     ),
-    "coordinates": (Net(coordinates, a=conv(2, 1, 3)), (1, 1, 7, 8)),
-    "written side by side": (
-        Net(written_side_by_side, a=conv(1, 2, 3, padding=1), b=conv(3, 1, 2), c=conv(1, 1, 2)),
-        (1, 1, 9, 8),
+    "coordinates": graph((1, 1, 7, 8), coordinates, a=conv(2, 1, 3)),
+    "written side by side": graph(
+        (1, 1, 9, 8), written_side_by_side, a=conv(1, 2, 3, padding=1), b=conv(3, 1, 2), c=conv(1, 1, 2)
     ),
-    "padded channels": (
-        Net(padded_channels, a=conv(1, 2, 3, padding=1), b=conv(1, 6, 1), c=conv(6, 6, 2, groups=6)),
-        (1, 1, 9, 8),
+    "padded channels": graph(
+        (1, 1, 9, 8), padded_channels, a=conv(1, 2, 3, padding=1), b=conv(1, 6, 1), c=conv(6, 6, 2, groups=6)
     ),
 }

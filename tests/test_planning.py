@@ -499,15 +499,13 @@ def test_a_network_that_needs_its_layout_is_planned_in_it():
     apply(model, made, IMAGE)(IMAGE)
 
 
-@pytest.mark.parametrize("data", [grid(90, 3, 11, 13), TensorDataset(grid(90, 3, 11, 13), torch.arange(90))])
-def test_the_same_seed_gives_the_same_plan(data):
+@pytest.mark.parametrize("data", [grid(70, 3, 11, 13), TensorDataset(grid(70, 3, 11, 13), torch.arange(70))])
+def test_the_same_seed_gives_the_same_plan_and_random_numbers_are_left_alone(data):
+    """With more samples than calibration takes, so that some are drawn."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten()).eval()
     random = torch.get_rng_state()
-    plans = [plan(network(), IMAGE, "latency=0.5", data, FakeTarget(), seed=seed) for seed in (0, 0)]
+    plans = [plan(model, IMAGE, "latency=0.6", data, FakeTarget(), seed=7) for _ in range(2)]
     assert plans[0] == plans[1]
-    torch.set_rng_state(random)
-    model = network()
-    random = torch.get_rng_state()
-    plan(model, IMAGE, "latency=0.5", data, FAKE)
     assert torch.equal(torch.get_rng_state(), random)
 
 

@@ -437,7 +437,11 @@ def test_what_cannot_be_served_is_said(make, inputs, message, builtin):
 
 
 def test_a_compiled_network_is_looked_into():
-    assert [s.name for s in find_sites(torch.compile(nn.Sequential(conv())), torch.zeros(*IMAGE)).sites] == ["0"]
+    whole = torch.compile(nn.Sequential(conv()))
+    part = nn.Sequential(torch.compile(nn.Sequential(conv())), nn.ReLU(), conv(4, 4))
+    assert [s.name for s in find_sites(whole, torch.zeros(*IMAGE)).sites] == ["0"]
+    assert [s.name for s in find_sites(part, torch.zeros(*IMAGE)).sites] == ["0.0", "2"]
+    assert "0._orig_mod.0.weight" in part.state_dict()
 
 
 @pytest.mark.parametrize("after_a_run", [False, True])

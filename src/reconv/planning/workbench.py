@@ -60,6 +60,7 @@ class Workbench:
         self.cache = LatencyCache()
         self.probe = Probe(self.original, calibration)
         self.weights: dict[tuple[str, Block], Weights] = {}
+        self.forms: dict[tuple[str, Block], Block] = {}
         self.errors: dict[tuple[str, Block], float | str] = {}  # of the output, or what the network raised
 
     def fit(self, site: Site, edit: Edit) -> dict[str, Tensor]:
@@ -77,9 +78,16 @@ class Workbench:
     @seeded(0)  # the user's random numbers stay as they are
     def finished(self, site: Site, block: Block) -> Block:
         """What a block becomes once the exact rules are applied: the form that will run, and so is timed."""
-        layer = build(block, dtype=site.dtype, device=site.device)  # any weights do: the form does not depend on them
-        edits, _ = self.exact_edits({site.name: site.after(block, layer.state_dict())})
-        return edits[-1].block if edits else block
+        key = (site.name, block)
+        if key not in self.forms:
+            shapes = build(block, device="meta", dtype=site.dtype).state_dict()
+            blank = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in shapes.items()}
+            now = site.after(block, blank)  # the form does not depend on the weights
+            for rule in self.exact_rules:
+                proposal = None if rule.refuse(now) else next(iter(rule.propose(now)), None)
+                now = now.after(proposal.block, blank, proposal.absorbs) if proposal else now
+            self.forms[key] = now.block
+        return self.forms[key]
 
     def latency(self, block: Block, site: Site, layout: str) -> float:
         """Milliseconds of a block in a site's place, summed over the site's runs."""

@@ -83,7 +83,7 @@ def recover(
         few = next(iter(train.batches(batch_size))).rows(slice(2))
         names = named_sites(copied, teacher, match, few)
         job = Recovery(
-            Watched(copied, names), Teacher(teacher, names), train, held, evaluate,
+            Watched(copied, names), Teacher(teacher, names), Teacher(teacher, ()), train, held, evaluate,
             {"epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr, "matched": list(names)},
             torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
             patience=max(3, epochs // 2) if patience is None else patience,
@@ -114,6 +114,7 @@ class Recovery:
 
     student: Watched
     teacher: Teacher
+    examiner: Teacher  # the same network, asked for its outputs only
     train: Feed
     held: Feed
     evaluate: Callable[[nn.Module], float] | None
@@ -137,7 +138,7 @@ class Recovery:
 
     def run(self, resume: bool) -> None:
         size, epochs = self.settings["batch_size"], self.settings["epochs"]
-        self.teacher.remember(self.held, size)
+        self.examiner.remember(self.held, size)
         if not (resume and self.restore()):
             self.begin()
         if epochs > 1 and not self.exact:
@@ -149,7 +150,7 @@ class Recovery:
         self.progress("recovering", self.steps * epochs, self.steps * epochs)
 
     def begin(self) -> None:
-        """Judges the student as it came; training begins with batch-norm statistics of these data, if that is nearer."""
+        """Judges the student as it came; training begins with re-estimated batch norms, if that is nearer."""
         self.best, self.best_tensors = self.judge(), tensors_of_module(self.module)
         self.log({"event": "recover", "epoch": 0, **self.said(self.best)})
         if self.exact or not reestimate(self.module, self.train.head(STATISTICS, self.settings["seed"])):
@@ -228,7 +229,7 @@ class Recovery:
         """Minus the distance between the outputs on the held-out part."""
         apart, size = 0.0, 0.0
         for batch in self.held.batches(self.settings["batch_size"]):
-            parts = squared_distance(self.student(batch).outputs, self.teacher(batch).outputs)
+            parts = squared_distance(self.student(batch).outputs, self.examiner(batch).outputs)
             apart, size = apart + parts[0], size + parts[1]
         return _sunk(-ratio(apart, size))
 

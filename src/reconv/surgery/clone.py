@@ -30,6 +30,10 @@ def clone(model: nn.Module) -> nn.Module:
         raise conv_error("reconv", "the network must allow copy.deepcopy",
                          got={"model": type(model).__name__, "error": repr(str(error))},
                          do="Give a network whose attributes can be copied.") from error  # fmt: skip
+    for parent in copied.modules():
+        for name, child in parent.named_children():
+            if hasattr(child, "_orig_mod"):
+                setattr(parent, name, child._orig_mod)
     return copied
 
 

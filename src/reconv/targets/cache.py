@@ -31,6 +31,7 @@ class LatencyCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.path, timeout=10)
             with self.connection:
+                self.connection.execute("PRAGMA synchronous = OFF")  # what a power cut loses is measured again
                 self.connection.execute(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)

@@ -37,6 +37,8 @@ class Call:
         return cls(func._schema.name, bound, tuple(tensors_in(out)), field_of)
 
     def __getitem__(self, name: str) -> Any:
+        if name not in self.arguments:
+            raise LostError(f"an overload of {self.name} without {name}")
         return self.arguments[name]
 
     def get(self, *names: str) -> Any:

@@ -8,7 +8,7 @@ from math import gcd
 from reconv.costing.receptive.field import Field, positions, reach
 from reconv.costing.receptive.kinds import Kinds, Spans, labels_of, update
 from reconv.costing.receptive.kinds import hull as hull_of_kinds
-from reconv.costing.receptive.layout import KIND, OTHER, Axis, Factor, Label, labels_on, plain, refine
+from reconv.costing.receptive.layout import KIND, MIXED, PAIRED, UNPLACED, Axis, Factor, Label, labels_on, plain, refine
 from reconv.costing.receptive.taps import LostError, Taps, cycle, repeat
 
 Place = tuple[int, int]  # an axis, and a factor in it
@@ -56,12 +56,12 @@ def concatenate(fields: Sequence[Field], axis: int) -> Field:
     axes = [field.axes[axis] for field in fields]
     if labels_on(axes[0]) and all(each == axes[0] for each in axes) and not any(f.factors(KIND) for f in fields):
         return _side_by_side(fields, axis, [field.kinds for field in fields], axes[0])
-    if any(factor.label is OTHER for each in axes for factor in each):
-        total = sum(field.shape[axis] for field in fields)
-        return hull([field.without_kinds().with_axis(axis, (Factor(total, OTHER),)) for field in fields])
     if any(field.slid.intersection(labels_on(field.axes[axis])) for field in fields):
         raise LostError("a concatenation along a spatial axis")
     fields = [_unknown_along(field, labels_on(field.axes[axis])) for field in fields]
+    if any(factor.label in UNPLACED for each in axes for factor in each):
+        total = sum(field.shape[axis] for field in fields)
+        return hull([field.without_kinds().with_axis(axis, (Factor(total, MIXED),)) for field in fields])
     unit = gcd(*map(_alike, axes))
     runs = [_runs(field, axis, unit) for field in fields]
     return _side_by_side(fields, axis, runs, plain(unit))
@@ -106,7 +106,7 @@ def _unknown_along(field: Field, labels: Iterable[Label]) -> Field:
 
 def _hull_of_shape(parts: Sequence[Field], slid: frozenset[Label]) -> Field:
     parts = _refined(_paired(parts))
-    strides: dict[Label, dict[Place, int]] = {OTHER: {}}
+    strides: dict[Label, dict[Place, int]] = {label: {} for label in UNPLACED}
     for label in (*labels_of(chain(*(part.kinds for part in parts))), KIND):
         owner = max(parts, key=lambda part: len(_places(part, label)))
         strides[label] = {place: factor.stride for place, factor in _places(owner, label).items()}
@@ -156,7 +156,7 @@ def _paired(fields: Sequence[Field]) -> list[Field]:
 
 def _all_places(field: Field, axes: set[int]) -> Field:
     """Every element sees what all along these axes see; their factors stay, without a place of their own."""
-    renamed = {i: tuple(replace(factor, label=OTHER) for factor in field.axes[i]) for i in axes}
+    renamed = {i: tuple(replace(factor, label=PAIRED) for factor in field.axes[i]) for i in axes}
     return field.reduce(axes).with_axes(renamed.get(i, axis) for i, axis in enumerate(field.reduce(axes).axes))
 
 
@@ -199,6 +199,6 @@ def _shared(
     if not labels:
         return Factor(size)
     label = labels.pop()
-    if labels or (label is not OTHER and place not in strides[label]):
+    if labels or (label not in UNPLACED and place not in strides[label]):
         raise LostError("positions of two input axes along one axis")
     return Factor(size, label, strides[label].get(place, 1))

@@ -9,7 +9,19 @@ from math import gcd, prod
 import numpy as np
 
 from reconv.costing.receptive.kinds import Kinds, hull, labels_of, update
-from reconv.costing.receptive.layout import KIND, OTHER, Axis, Factor, Label, cut, joined, labelled, labels_on, plain
+from reconv.costing.receptive.layout import (
+    KIND,
+    MIXED,
+    UNPLACED,
+    Axis,
+    Factor,
+    Label,
+    cut,
+    joined,
+    labelled,
+    labels_on,
+    plain,
+)
 from reconv.costing.receptive.span import EMPTY, IDENTITY, Ints, Span
 from reconv.costing.receptive.taps import LostError, Taps, repeat, shift
 
@@ -52,6 +64,8 @@ class Field:
 
     def size(self, label: Label) -> int | None:
         """Input samples along `label` in the largest receptive field of any element; None where unknown."""
+        if self.factors(MIXED):
+            return None
         places, largest = positions(self.factors(label)), 0
         for spans in {id(spans): spans for spans in self.kinds}.values():
             span = spans.get(label, EMPTY)
@@ -167,7 +181,7 @@ class Field:
     def _slice_first(self, axis: int, start: int, step: int, size: int) -> "Field":
         """A slice of the places of the first factor of an axis."""
         (first, *rest), kinds = self.axes[axis], self.kinds
-        if first.label is OTHER:
+        if first.label in UNPLACED:
             raise LostError("some of the places that are not told apart")
         if first.label is KIND:
             if start < 0 or start + step * (size - 1) >= first.size:
@@ -195,7 +209,7 @@ class Field:
         field = self.insert(len(self.axes))
         if not labelled(factors):
             return field.with_axis(axis, plain(size)).with_axis(-1, plain(kernel))
-        if len(factors) > 1 or factors[0].label is OTHER:
+        if len(factors) > 1 or factors[0].label in UNPLACED:
             raise LostError("windows along an axis that is merged from several")
         axes = [*field.axes[:-1], (replace(factors[0], size=kernel, stride=factors[0].stride * dilation),)]
         axes[axis] = (replace(factors[0], size=size, stride=factors[0].stride * stride),)
@@ -206,7 +220,7 @@ class Field:
         if not labelled(self.axes[axis]):
             return self.with_axis(axis, plain(size))
         labels = labels_on(self.axes[axis])
-        if any(factor.label in (KIND, OTHER) for factor in self.axes[axis]):
+        if any(factor.label in (KIND, *UNPLACED) for factor in self.axes[axis]):
             raise LostError("places that are moved and see different things")
         kept = tuple(Factor(1 if i else size, label) for i, label in enumerate(labels))
         kinds = self.kinds
@@ -216,7 +230,7 @@ class Field:
 
     def without_kinds(self) -> "Field":
         """With all kinds taken together, and their places not told apart."""
-        axes = [tuple(replace(f, label=OTHER) if f.label is KIND else f for f in axis) for axis in self.axes]
+        axes = [tuple(replace(f, label=MIXED) if f.label is KIND else f for f in axis) for axis in self.axes]
         return replace(self, axes=tuple(axes), kinds=(hull(self.kinds),))
 
     # inner
@@ -233,7 +247,7 @@ class Field:
                 pass
             case _:
                 raise LostError("a window along an axis that is merged from several")
-        if label in (KIND, OTHER) or len(self.factors(label)) > 1:
+        if label in (KIND, *UNPLACED) or len(self.factors(label)) > 1:
             raise LostError("a window along an axis that holds a part of the positions")
         return label, times
 
@@ -272,7 +286,7 @@ def _tidy(axes: Iterable[Axis], scale: Mapping[Label, int]) -> Iterable[Axis]:
         for factor in axis:
             if factor.label is None or factor.size > 1:
                 kept.append(replace(factor, stride=factor.stride // scale.get(factor.label, 1) if factor.label else 1))
-            elif factor.label not in seen and factor.label not in (KIND, OTHER):
+            elif factor.label not in seen and factor.label not in (KIND, *UNPLACED):
                 seen.add(factor.label)
                 kept.append(replace(factor, stride=1))
         yield tuple(kept)

@@ -16,7 +16,9 @@ class Label(NamedTuple):
 
 
 KIND = Label(-1, -1, 0)  # places that see different things for another reason than their position in the input
-OTHER = Label(-1, -1, 1)  # places that are not told apart: all of them together see what the field says
+PAIRED = Label(-1, -1, 1)  # the second place of a pair of places, as in attention scores: some pair sees all of it
+MIXED = Label(-1, -1, 2)  # places that see different things and are not told apart: together they see what is said
+UNPLACED = (PAIRED, MIXED)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def labelled(axis: Axis) -> bool:
 def labels_on(axis: Axis) -> list[Label]:
     """The axes of an input that a position along this one decides on."""
     labels = dict.fromkeys(factor.label for factor in axis)
-    return [label for label in labels if label not in (None, KIND, OTHER)]
+    return [label for label in labels if label not in (None, KIND, *UNPLACED)]
 
 
 def joined(factors: Iterable[Factor]) -> Axis:

@@ -18,7 +18,7 @@ Box = tuple[tuple[int, int], ...]  # start and size along each axis
 class _Storage:
     """The tensors that share one storage. The weak reference keeps its address from being given to another."""
 
-    reference: StorageWeakRef
+    reference: StorageWeakRef | None
     members: list[TensorWeakRef] = field(default_factory=list)
     tracked: bool = False
     written: Box | None = None  # the part of the first member that holds what its field says; None: all of it
@@ -46,7 +46,7 @@ class Memory:
         self._fields[tensor] = field
         storage = self._storages.get(_address(tensor))
         if storage is None:
-            storage = _Storage(StorageWeakRef(tensor.untyped_storage()))
+            storage = _Storage(StorageWeakRef(tensor.untyped_storage()) if tensor.layout is torch.strided else None)
             self._storages[_address(tensor)] = storage
         storage.members.append(TensorWeakRef(tensor))
         storage.tracked |= field is None or field.tracked
@@ -106,6 +106,8 @@ def _spliced(before: Field, part: Field, axis: int, place: tuple[int, int]) -> F
 
 
 def _address(tensor: torch.Tensor) -> int:
+    if tensor.layout is not torch.strided:  # sparse and MKL-DNN tensors have no storage to share
+        return id(tensor)
     address: int = tensor.untyped_storage()._cdata
     return address
 

@@ -1,6 +1,6 @@
 """The receptive field of every tensor of one forward pass, from the operators that really ran."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ class ReceptiveField:
     the way to the tensor or at it. Inputs of one rank share the axes along which they have the same size.
 
     What an element takes from everywhere, through a global pooling, attention, or the statistics of an instance or
-    group norm (or of a batch norm in training), spans the whole map. Numbers of floating point that Python reads out
-    (`item()`), data-dependent places (deformable convolution) and operators without a rule make all that
-    depends on them unknown.
+    group norm (or of a batch norm in training), spans the whole map. Unknown is all that depends on an operator without
+    a rule, on places that the data decide (deformable convolution), or on a number of floating point that Python read
+    out (`item()`); whole numbers read out are control flow, and what went through NumPy counts as a constant.
 
+    Args:    example_inputs: the inputs of the pass; the tensors in tuples, lists and dicts all count.
     Example:
              >>> x = torch.zeros(1, 1, 9)
              >>> field = ReceptiveField((x,))
@@ -36,10 +37,10 @@ class ReceptiveField:
              (3,)
     """
 
-    def __init__(self, example_inputs: Iterable[torch.Tensor]) -> None:
+    def __init__(self, example_inputs: Any) -> None:
         self._memory = Memory()
         self._leaked = False
-        for tensor in example_inputs:
+        for tensor in tensors_in(example_inputs):
             self._memory.put(tensor, Field.of_input(tensor.shape))
 
     def op(self, func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any] | None, out: Any) -> None:
