@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from reconv.rewriting.job import rewrite as rewrite
     from reconv.rewriting.recovery import recover as recover
     from reconv.rewriting.store import load as load
-    from reconv.ruleset import RULES as rules  # noqa: N811
+    from reconv.ruleset import RULES as rules  # noqa: F401, N811
     from reconv.spec import Block as Block
     from reconv.spec import ConvSpec as ConvSpec
     from reconv.spec import parse as parse

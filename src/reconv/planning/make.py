@@ -105,7 +105,7 @@ class _Planner:
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
-            choice, feasible = self.pick(table, start, overhead, allowed)
+            choice = self.pick(table, start, overhead, allowed)
             edits = tuple(c.edit for c in choice.values() if c.edit)
             judged = None if edits in seen else self.bench.judge(edits, table.layout)
             if judged is None:
@@ -128,8 +128,8 @@ class _Planner:
                        latency_ms=start.original_ms, error=0.0)  # fmt: skip
 
     def pick(self, table: Table, start: Outcome, overhead: float,
-             allowed: float | None) -> tuple[dict[str, Candidate], bool]:  # fmt: skip
-        """One candidate a site within the limits; where none are, the cheapest, and False."""
+             allowed: float | None) -> dict[str, Candidate]:  # fmt: skip
+        """One candidate a site within the limits; where none are, the cheapest."""
         limits = {}
         for name, limit in self.budget.limits.items():
             if name == "latency":
@@ -141,9 +141,7 @@ class _Planner:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
         choice = choose(table.candidates, limits, goal, every=self.forced)
-        if choice is not None:
-            return choice, True
-        return cheapest(table.candidates, [n for n in limits if n != "error"] or ["latency"]), False
+        return choice or cheapest(table.candidates, [n for n in limits if n != "error"] or ["latency"])
 
     def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:
         """The outcome with its macs, params and memory."""

@@ -26,7 +26,7 @@ from reconv.targets.layout import layout_of, to_layout
 Log = Callable[[dict[str, Any]], None]
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
-INNER, LABELS = 1.0, 0.1  # weights of the matched activations and of the labels beside the outputs
+INNER, LABELS = 1.0, 0.02  # weights of the matched activations and of the labels beside the outputs
 WARMUP = 0.1  # part of all steps
 STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
 CLIP = 1.0  # largest norm of the gradient

@@ -85,7 +85,8 @@ class Teacher:
         for batch in feed.batches(batch_size):
             answer = self.watched(batch)
             for row, key in enumerate(_keys(batch)):
-                self.known[key] = Answer(*([t[row].clone() for t in part] for part in (answer.outputs, answer.inner)))
+                outputs, inner = ([t[row].clone() for t in part] for part in (answer.outputs, answer.inner))
+                self.known[key] = Answer(outputs, inner)
 
 
 def _keys(batch: Batch) -> list[bytes]:
