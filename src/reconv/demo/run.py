@@ -19,7 +19,8 @@ from reconv.planning.plan import Plan
 from reconv.rewriting.job import Result, rewrite
 from reconv.rewriting.store import load
 
-BUDGET = "latency=0.17"
+BUDGET = "latency=0.19"
+TARGET = "torch:1"  # one thread: maps this small gain nothing from more
 RUN = Path("runs/demo")
 
 
@@ -30,13 +31,13 @@ def main(folder: Path = RUN) -> Result:
     model, image = digits_vgg(), train.tensors[0][:1]
 
     console.rule("1  what each convolution costs")
-    console.print(summary(model, image, target="torch"))
+    console.print(summary(model, image, target=TARGET))
 
-    console.rule(f"2  plan, rewrite, recover: budget {BUDGET}")
+    console.rule(f"2  plan, rewrite, recover: budget {BUDGET} on {TARGET}")
     with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bars:
         shown = _Bars(bars)
-        result = rewrite(model, image, budget=BUDGET, data=train, out=folder, ref="reconv.demo.network:digits_vgg",
-                         progress=shown)  # fmt: skip
+        result = rewrite(model, image, budget=BUDGET, data=train, target=TARGET, out=folder,
+                         ref="reconv.demo.network:digits_vgg", progress=shown)  # fmt: skip
     console.print(_edits(result.plan))
 
     console.rule("3  measured")
@@ -45,7 +46,7 @@ def main(folder: Path = RUN) -> Result:
     console.print(_before_after(model, result, (accuracy(model, held_out), accuracy(again, held_out))))
     console.print(f"budget {'met' if result.met else 'NOT met: ' + str(result.reason)}; run folder {folder}/ "
                   f"{'reloads to the same outputs' if same else 'reloads to OTHER outputs'}; "
-                  f"{torch.get_num_threads()} threads; {time.perf_counter() - started:.0f} s in all")  # fmt: skip
+                  f"{time.perf_counter() - started:.0f} s in all")  # fmt: skip
     return result
 
 

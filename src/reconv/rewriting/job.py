@@ -22,7 +22,7 @@ from reconv.rewriting.recovery import recover
 from reconv.ruleset import rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import ratio, squared_distance
-from reconv.targets import Target, get_target, layout_of, time_networks
+from reconv.targets import Target, get_target, layout_of, time_networks, to_layout
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
 
@@ -101,6 +101,7 @@ def rewrite(
                                             ref=ref, progress=progress)  # fmt: skip
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
+    student = to_layout(student, made.layout)  # which trains faster, too
     changed = any(edit.error != 0.0 for edit in made.edits)
     if changed and train is not None and held is not None and epochs > 0:
         student = recover(student, model, train, epochs, evaluate, held, seed, example_inputs=inputs,

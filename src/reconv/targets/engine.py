@@ -31,15 +31,25 @@ class Target(Protocol):
 
 
 class TorchEager:
-    """PyTorch as it stands: eager mode, the current number of threads."""
+    """PyTorch as it stands, in eager mode.
 
-    name = "torch"
+    Args:    threads: that the network will have where it runs; None: as many as torch has now.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+        self.name = "torch" if threads is None else f"torch:{threads}"
 
     def fingerprint(self) -> str:
-        return f"torch {torch.__version__} | {torch.get_num_threads()} threads | {machine()}"
+        return f"torch {torch.__version__} | {self.threads or torch.get_num_threads()} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float) -> list[Timing]:
-        return interleave([_runner(*job) for job in jobs], seconds)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            return interleave([_runner(*job) for job in jobs], seconds)
+        finally:
+            torch.set_num_threads(before)
 
 
 def _runner(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
@@ -50,20 +60,21 @@ def _runner(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
     return run
 
 
-TARGETS: dict[str, Callable[[], Target]] = {"torch": TorchEager}
+TARGETS: dict[str, Callable[[int | None], Target]] = {"torch": TorchEager}
 
 
 def get_target(target: str | Target) -> Target:
-    """The engine of that name; a Target passes through.
+    """The engine of that name, with a number of threads behind a colon if wanted (`torch:1`); a Target passes through.
 
-    Raises:  ConvError (a ValueError): for a name that is not known.
+    Raises:  ConvError (a ValueError): for a name that is not known, or threads that are no number.
     """
     if not isinstance(target, str):
         return target
-    if target not in TARGETS:
-        raise conv_error("target", f"target must be one of {', '.join(TARGETS)}", got={"target": target},
-                         also=ValueError)  # fmt: skip
-    return TARGETS[target]()
+    name, colon, threads = target.partition(":")
+    if name not in TARGETS or (colon and not (threads.isdecimal() and 1 <= int(threads) <= 1024)):
+        raise conv_error("target", f"target must be one of {', '.join(TARGETS)}, as in 'torch' or 'torch:1' (threads)",
+                         got={"target": target}, also=ValueError)  # fmt: skip
+    return TARGETS[name](int(threads) if colon else None)
 
 
 @cache
