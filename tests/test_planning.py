@@ -373,7 +373,8 @@ def test_smaller_rules_ask_for_a_budget():
         "separable", "asymmetric", "bottleneck", "shuffled_group"}  # fmt: skip
 
 
-@pytest.mark.parametrize("rules", ["separable", ["bottleneck"], Separable(), ["separable", "bottleneck"]], ids=str)
+@pytest.mark.parametrize("rules", ["separable", ["bottleneck"], Separable(), ["separable", "bottleneck"]],
+                         ids=["a name", "a list", "a Rule", "two"])  # fmt: skip
 def test_rules_by_name_with_an_error_budget_apply_wherever_they_stay_within_it(rules):
     """Also on an engine where they are slower."""
     model = network()
