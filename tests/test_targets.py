@@ -58,9 +58,23 @@ def test_targets_by_name():
     engine = get_target("torch")
     assert get_target(engine) is engine
     assert machine() in engine.fingerprint()
-    with pytest.raises(ConvError, match="target must be one of torch; got target=onnx") as caught:
-        get_target("onnx")
-    assert isinstance(caught.value, ValueError)
+    for wrong in ("onnx", "torch:", "torch:0", "torch:two"):
+        with pytest.raises(ConvError, match=f"target must be one of torch, .*; got target={wrong}") as caught:
+            get_target(wrong)
+        assert isinstance(caught.value, ValueError)
+
+
+def test_a_target_measures_with_its_own_threads_and_gives_them_back():
+    class Counting(nn.Module):
+        def forward(self, x):
+            seen.add(torch.get_num_threads())
+            return x
+
+    before, seen = torch.get_num_threads(), set()
+    get_target("torch:1").measure([(Counting(), (torch.zeros(1),))], 0.0)
+    assert seen == {1}
+    assert torch.get_num_threads() == before
+    assert get_target("torch:1").fingerprint() != get_target("torch:2").fingerprint()
 
 
 def test_the_number_of_threads_is_part_of_the_fingerprint():
