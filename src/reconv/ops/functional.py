@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error, error_type
+from reconv.ops.dispatch import convolve
 from reconv.spec import ConvSpec, output_shape
 
 __all__ = [
@@ -28,7 +29,6 @@ Size = int | Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
 Pairs = Sequence[tuple[int, int]]
 
-CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
     1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d,
 }  # fmt: skip
@@ -171,8 +171,8 @@ def conv_nd(
             output = CONV_TRANSPOSE[dims](input, weight, bias, stride, even, *settings)
             return _cut(output, [(lo - both, hi - both) for (lo, hi), both in zip(pairs, even, strict=True)])
         if pairs is None:
-            return CONV[dims](input, weight, bias, stride, padding, dilation, groups)
-        return CONV[dims](F.pad(input, flat_pads(pairs)), weight, bias, stride, 0, dilation, groups)
+            return convolve(dims, input, weight, bias, stride, padding, dilation, groups)
+        return convolve(dims, F.pad(input, flat_pads(pairs)), weight, bias, stride, 0, dilation, groups)
     except _TRANSLATED as error:
         if type(error) not in _TRANSLATED:  # subclasses steer torch itself: out of memory, tracing, …
             raise

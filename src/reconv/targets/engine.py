@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from reconv.errors import conv_error
+from reconv.ops.native import native_version
 from reconv.targets.timing import Runner, Timing, interleave
 
 Job = tuple[nn.Module, tuple[Any, ...]]  # a network and its inputs
@@ -41,7 +42,8 @@ class TorchEager:
         self.name = "torch" if threads is None else f"torch:{threads}"
 
     def fingerprint(self) -> str:
-        return f"torch {torch.__version__} | {self.threads or torch.get_num_threads()} threads | {machine()}"
+        threads = self.threads or torch.get_num_threads()
+        return f"torch {torch.__version__} | {native_version()} | {threads} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float) -> list[Timing]:
         before = torch.get_num_threads()

@@ -1,0 +1,202 @@
+// The direct convolution, compiled once per instruction set.
+//
+// Weights are packed so that neighbouring output channels fill a vector. A tile of P positions in a row × V vectors of
+// output channels stays in registers while the window passes by; each input value is broadcast to V of them.
+#include "direct.hpp"
+
+#include "simd.hpp"
+
+namespace reconv::RECONV_ISA {
+namespace {
+
+constexpr std::int64_t MACS_PER_THREAD = 400'000; // a smaller part is done before another thread has woken up
+constexpr int MOST_VECTORS = RECONV_REGISTERS == 32 ? 4 : 2;
+
+// How many positions a tile has with V vectors: accumulators, weights and one input value fit the registers.
+template <int V> constexpr int positions = (RECONV_REGISTERS - 1 - V) / V < 14 ? (RECONV_REGISTERS - 1 - V) / V : 14;
+
+thread_local Scratch packed_weights, padded_input;
+
+// The window as runs of neighbouring input values: whole kernel rows where nothing lies between their columns.
+struct Window {
+  std::int64_t rows, columns, run; // kernel rows × jumps in a row × values in a run
+  std::int64_t row_step, column_step;
+};
+
+template <class T> struct Work {
+  const T *x;                         // already padded
+  const T *packed;                    // [output-channel block][window][lane]
+  std::int64_t x_n, x_h, x_w;         // strides of the padded input
+  std::int64_t out_h, out_w, stride_h, stride_w;
+  Window window;
+};
+
+template <class T, int P, int V>
+[[gnu::always_inline]] inline void tile(const Work<T> &work, const T *x, const T *w, const T *b, T *y,
+                                        std::int64_t out_channels, std::int64_t left) {
+  constexpr int L = lanes<T>;
+  const std::int64_t step = work.stride_w * work.x_w;
+  const Window &window = work.window;
+  Vector<T> acc[P][V];
+  unrolled<V>([&](auto v) {
+    const Vector<T> bias = load(b + v * L);
+    unrolled<P>([&](auto p) { acc[p][v] = bias; });
+  });
+  for (std::int64_t row = 0; row < window.rows; ++row)
+    for (std::int64_t column = 0; column < window.columns; ++column) {
+      const T *at = x + row * window.row_step + column * window.column_step;
+      for (std::int64_t i = 0; i < window.run; ++i, w += V * L) {
+        Vector<T> weight[V];
+        unrolled<V>([&](auto v) { weight[v] = load(w + v * L); });
+        unrolled<P>([&](auto p) {
+          const T value = at[p * step + i];
+          unrolled<V>([&](auto v) { acc[p][v] += value * weight[v]; });
+        });
+      }
+    }
+  unrolled<P>([&](auto p) {
+    unrolled<V>([&](auto v) {
+      T *to = y + p * out_channels + v * L;
+      if (left >= (v + 1) * L)
+        store(to, acc[p][v]);
+      else if (left > v * L)
+        store(to, acc[p][v], left - v * L);
+    });
+  });
+}
+
+template <class F, int N> struct Table {
+  F of[N];
+};
+
+template <class T, int V> using Tile = void (*)(const Work<T> &, const T *, const T *, const T *, T *, std::int64_t,
+                                                std::int64_t);
+
+template <class T, int V, int... P> constexpr auto tiles_of(std::integer_sequence<int, P...>) {
+  return Table<Tile<T, V>, sizeof...(P)>{{&tile<T, P + 1, V>...}}; // by P − 1
+}
+
+// One row of outputs for one block of V vectors of output channels, in tiles of nearly equal length.
+template <class T, int V>
+void row(const Work<T> &work, const T *x, const T *w, const T *b, T *y, std::int64_t out_channels, std::int64_t left) {
+  static constexpr auto tiles = tiles_of<T, V>(std::make_integer_sequence<int, positions<V>>{});
+  std::int64_t parts = divided_up(work.out_w, positions<V>);
+  for (std::int64_t at = 0; at < work.out_w; --parts) {
+    const std::int64_t p = divided_up(work.out_w - at, parts);
+    tiles.of[p - 1](work, x + at * work.stride_w * work.x_w, w, b, y + at * out_channels, out_channels, left);
+    at += p;
+  }
+}
+
+template <class T> using Row = decltype(&row<T, 1>);
+
+template <class T, int... V> constexpr auto rows_of(std::integer_sequence<int, V...>) {
+  return Table<Row<T>, sizeof...(V)>{{&row<T, V + 1>...}}; // by V − 1
+}
+
+// Packs the `some` output channels of a block as [value of the window][lane]; lanes past them are 0.
+template <class T> void pack_block(const Direct<T> &d, const T *from, std::int64_t some, std::int64_t width, T *to) {
+  constexpr int L = lanes<T>;
+  const std::int64_t c = d.in_channels, window = d.kernel_h * d.kernel_w * c;
+  const bool in_order = (c == 1 || d.w_c == 1) && (d.kernel_w == 1 || d.w_w == c) &&
+                        (d.kernel_h == 1 || d.w_h == d.kernel_w * c);
+  std::int64_t done = 0; // values of the window
+  if (in_order)
+    for (; done + L <= window; done += L)
+      for (std::int64_t lane = 0; lane < width; lane += L) {
+        Vector<T> rows[L];
+        unrolled<L>([&](auto i) { rows[i] = lane + i < some ? load(from + (lane + i) * d.w_o + done) : Vector<T>{}; });
+        transpose<T>(rows);
+        unrolled<L>([&](auto i) { store(to + (done + i) * width + lane, rows[i]); });
+      }
+  for (; done < window; ++done) {
+    const std::int64_t i = done / c / d.kernel_w, j = done / c % d.kernel_w;
+    const T *value = from + i * d.w_h + j * d.w_w + done % c * d.w_c;
+    for (std::int64_t lane = 0; lane < some; ++lane)
+      to[done * width + lane] = value[lane * d.w_o];
+    zeros(to + done * width + some, width - some);
+  }
+}
+
+// [block][value of the window][lane], and the bias behind.
+template <class T> const T *pack(const Direct<T> &d, std::int64_t blocks, std::int64_t width) {
+  const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
+  T *packed = packed_weights.of<T>((window + 1) * blocks * width), *bias = packed + blocks * window * width;
+  for (std::int64_t block = 0; block < blocks; ++block)
+    pack_block(d, d.w + block * width * d.w_o, smaller(width, d.out_channels - block * width), width,
+               packed + block * window * width);
+  zeros(bias, blocks * width);
+  if (d.b)
+    copied(d.b, d.out_channels, bias);
+  return packed;
+}
+
+// The input with zeros around it, or the input itself where none are wanted.
+template <class T> Work<T> padded(const Direct<T> &d) {
+  Work<T> work{.x = d.x, .packed = nullptr, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
+               .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}};
+  if (d.top || d.bottom || d.left || d.right) {
+    const std::int64_t c = d.in_channels, h = d.height + d.top + d.bottom, w = d.width + d.left + d.right;
+    T *to = padded_input.of<T>(d.batch * h * w * c);
+    work.x = to, work.x_n = h * w * c, work.x_h = w * c, work.x_w = c;
+    for (std::int64_t n = 0; n < d.batch; ++n)
+      for (std::int64_t i = -d.top; i < d.height + d.bottom; ++i) {
+        if (i < 0 || i >= d.height) {
+          to = zeros(to, w * c);
+          continue;
+        }
+        const T *from = d.x + n * d.x_n + i * d.x_h;
+        to = zeros(to, d.left * c);
+        if (d.x_w == c)
+          to = copied(from, d.width * c, to);
+        else
+          for (std::int64_t j = 0; j < d.width; ++j)
+            to = copied(from + j * d.x_w, c, to);
+        to = zeros(to, d.right * c);
+      }
+  }
+  const bool whole_rows = d.dilation_w == 1 && work.x_w == d.in_channels;
+  work.window = {d.kernel_h, whole_rows ? 1 : d.kernel_w, whole_rows ? d.kernel_w * d.in_channels : d.in_channels,
+                 d.dilation_h * work.x_h, d.dilation_w * work.x_w};
+  if (d.kernel_h == 1 && d.kernel_w == 1 && d.stride_h == 1 && d.stride_w == 1 && work.x_h == d.width * work.x_w)
+    work.out_h = 1, work.out_w = d.out_h * d.out_w; // a map of 1×1 windows is one long row
+  return work;
+}
+
+// Vectors in a block: as many as the registers hold, evenly divided.
+int vectors_of(std::int64_t all) {
+  return static_cast<int>(divided_up(all, divided_up(all, MOST_VECTORS)));
+}
+
+template <class F> void called(const void *body, std::int64_t begin, std::int64_t end) {
+  (*static_cast<const F *>(body))(begin, end);
+}
+
+} // namespace
+
+template <class T> void direct(const Direct<T> &d, Parallel parallel) {
+  static constexpr auto rows = rows_of<T>(std::make_integer_sequence<int, MOST_VECTORS>{});
+  const std::int64_t vectors = divided_up(d.out_channels, lanes<T>);
+  const std::int64_t V = vectors_of(vectors), blocks = divided_up(vectors, V), width = V * lanes<T>;
+  const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
+  Work<T> work = padded(d);
+  work.packed = pack(d, blocks, width);
+  const T *bias = work.packed + blocks * window * width;
+  const Row<T> run = rows.of[V - 1];
+  const std::int64_t jobs = d.batch * work.out_h * blocks, macs = work.out_w * window * width;
+  const auto some = [&](std::int64_t begin, std::int64_t end) {
+             for (std::int64_t job = begin; job < end; ++job) { // blocks outermost: their weights stay in the cache
+               const std::int64_t block = job / (d.batch * work.out_h), at = job % (d.batch * work.out_h);
+               const std::int64_t n = at / work.out_h, h = at % work.out_h, first = block * width;
+               run(work, work.x + n * work.x_n + h * work.stride_h * work.x_h, work.packed + block * window * width,
+                   bias + first, d.y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels,
+                   d.out_channels - first);
+             }
+           };
+  parallel(jobs, larger(1, MACS_PER_THREAD / larger(1, macs)), &called<decltype(some)>, &some);
+}
+
+template void direct<float>(const Direct<float> &, Parallel);
+template void direct<double>(const Direct<double> &, Parallel);
+
+} // namespace reconv::RECONV_ISA

@@ -1,0 +1,117 @@
+// Vectors of one instruction set. Each kernel file is compiled once per set, with RECONV_ISA and the compiler's flags.
+//
+// Nothing of the standard library's templates is used in these files: the linker keeps one copy of each instance, and
+// it could be the one that another processor's instructions were used for.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#ifndef RECONV_ISA
+#error "RECONV_ISA must name the instruction set that this file is compiled for"
+#endif
+
+#if defined(__AVX512F__)
+#define RECONV_VECTOR_BYTES 64
+#define RECONV_REGISTERS 32
+#elif defined(__AVX__)
+#define RECONV_VECTOR_BYTES 32
+#define RECONV_REGISTERS 16
+#else // SSE2, NEON
+#define RECONV_VECTOR_BYTES 16
+#define RECONV_REGISTERS 16
+#endif
+
+namespace reconv::RECONV_ISA {
+
+template <class T> struct VectorOf {
+  typedef T type __attribute__((vector_size(RECONV_VECTOR_BYTES)));
+};
+template <class T> using Vector = typename VectorOf<T>::type;
+template <class T> inline constexpr int lanes = RECONV_VECTOR_BYTES / sizeof(T);
+
+template <class T> [[gnu::always_inline]] inline Vector<T> load(const T *from) {
+  Vector<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class T> [[gnu::always_inline]] inline void store(T *to, Vector<T> v) { std::memcpy(to, &v, sizeof v); }
+
+// The first `count` lanes, fewer than all.
+template <class T> [[gnu::always_inline]] inline void store(T *to, Vector<T> v, std::int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
+  else
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
+#else
+  for (std::int64_t lane = 0; lane < count; ++lane)
+    to[lane] = v[lane];
+#endif
+}
+
+[[gnu::always_inline]] inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+[[gnu::always_inline]] inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+[[gnu::always_inline]] inline std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+template <class T> [[gnu::always_inline]] inline T *copied(const T *from, std::int64_t count, T *to) {
+  std::memcpy(to, from, count * sizeof(T));
+  return to + count;
+}
+
+template <class T> [[gnu::always_inline]] inline T *zeros(T *to, std::int64_t count) {
+  std::memset(to, 0, count * sizeof(T));
+  return to + count;
+}
+
+// Memory that a thread keeps from call to call.
+struct Scratch {
+  void *memory = nullptr;
+  std::size_t size = 0;
+
+  template <class T> T *of(std::int64_t count) {
+    const std::size_t bytes = (count * sizeof(T) + 63) / 64 * 64;
+    if (bytes > size) {
+      std::free(memory);
+      memory = std::aligned_alloc(64, bytes);
+      size = memory ? bytes : 0;
+    }
+    return static_cast<T *>(memory);
+  }
+  ~Scratch() { std::free(memory); }
+};
+
+// A loop that the compiler cannot leave rolled up: accumulators stay in registers.
+template <int N, class F> [[gnu::always_inline]] inline void unrolled(F &&body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// Turns lanes<T> rows into columns, by halves: first neighbours are exchanged, then pairs, …
+template <class T> [[gnu::always_inline]] inline void transpose(Vector<T> (&rows)[lanes<T>]) {
+  constexpr int L = lanes<T>;
+  using Index = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  unrolled<__builtin_ctz(L)>([&](auto stage) {
+    constexpr int half = 1 << stage;
+    Vector<Index> low, high; // lanes of both rows one after the other
+    for (int j = 0; j < L; ++j)
+      low[j] = j & half ? L + j - half : j, high[j] = j & half ? L + j : j + half;
+    unrolled<L>([&](auto i) {
+      if constexpr (!(i & half)) {
+        const Vector<T> a = rows[i], b = rows[i + half];
+        rows[i] = __builtin_shuffle(a, b, low), rows[i + half] = __builtin_shuffle(a, b, high);
+      }
+    });
+  });
+}
+
+} // namespace reconv::RECONV_ISA
