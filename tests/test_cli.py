@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from reconv.cli import app
+from reconv.commands.plan import verdict
+from reconv.costing.summary import summary
 from reconv.planning.plan import Plan
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
@@ -35,6 +38,9 @@ def holed():
 
 def once():
     return iter([torch.zeros(4, 3, 9, 7)])
+
+def fails(model):
+    raise ZeroDivisionError("no batches")
 
 def flat():
     return nn.Sequential(nn.Flatten(), nn.Linear(189, 5))
@@ -121,6 +127,18 @@ def test_several_inputs_and_their_dtypes(here):
     assert "ic4oc3k3" in shown.stdout
 
 
+@pytest.mark.parametrize("width, missing", [(110, ()), (90, ("input",)), (76, ("kind", "input"))])
+def test_a_narrow_terminal_gets_fewer_columns_but_whole_words(here, width, missing):
+    out = io.StringIO()
+    Console(width=width, file=out).print(summary(build_model("net.py:make"), torch.zeros(1, 3, 9, 7)))
+    _, frame, heads, *_ = out.getvalue().splitlines()
+    assert len(frame.rstrip()) <= width
+    every = ("convolution", "kind", "spec", "input", "output", "params", "MACs", "sees")
+    assert heads.replace("┃", " ").split() == [head for head in every if head not in missing]
+    assert "ic8oc12k5x5p2" in out.getvalue()
+    assert ("no room for: " + ", ".join(missing) in out.getvalue()) == bool(missing)
+
+
 def test_inputs_are_like_the_data_where_none_is_given(here):
     shown = reconv("summary", "net.py:make", *DATA, "--format", "json")
     assert json.loads(shown.stdout)["rows"][0]["input_shape"] == [1, 3, 9, 7]
@@ -136,6 +154,29 @@ def test_plan_writes_what_it_prints(here):
     assert plan.model["ref"] == "net.py:make"
     assert plan.met
     assert "the budget macs=0.6 is met" in shown.stderr
+
+
+@pytest.mark.parametrize("layout, said", [("contiguous", False), ("channels_last", True)])
+def test_the_verdict_says_what_else_made_it_faster(layout, said):
+    text = verdict(Plan(layout=layout, latency_ratio=0.8))
+    assert "0 layers change" in text
+    assert ("channels_last memory layout" in text) == said
+
+
+def test_the_result_shows_the_score_and_the_interleaved_ratio(here):
+    shown = reconv("rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 0, "--evaluate", "net.py:score",
+                   "--format", "csv").stdout  # fmt: skip
+    rows = {row["figure"]: row for row in csv.DictReader(io.StringIO(shown))}
+    assert (rows["score"]["before"], rows["score"]["after"]) == ("0.5", "0.5")
+    assert rows["latency_ms"]["ratio"] == f"{Plan.load('runs/make/plan.json').latency_ratio:.4g} (interleaved)"
+    page = Path("runs/make/report.html").read_text()
+    assert "<td>score</td>" in page
+    assert "interleaved" in page
+    reconv("recover", "runs/make", *DATA, "--trust-code", "--epochs", 0)  # of other weights the score is not known
+    assert "<td>score</td>" not in Path("runs/make/report.html").read_text()
+    again = reconv("recover", "runs/make", *DATA, "--trust-code", "--epochs", 0, "--evaluate", "net.py:score",
+                   "--format", "csv").stdout  # fmt: skip
+    assert "score,0.5,0.5," in again
 
 
 def test_a_plan_whose_budget_cannot_be_met_is_written_all_the_same(here):
@@ -198,8 +239,24 @@ def test_the_default_folder_is_the_next_free_one_and_a_given_one_is_not_overwrit
 def test_an_impossible_budget_leaves_the_best_found(here):
     shown = reconv("rewrite", *MODEL, "--budget", "macs=0.001", "-o", "run", status=3)
     assert "is not met, this is the best found" in shown.stderr
+    assert "begins anew" not in shown.stderr
     assert not Plan.load("run/plan.json").met
     assert load("run", trust_code=True)(torch.zeros(1, 3, 9, 7)).shape == (1, 5)
+
+
+def test_a_run_of_a_run_loads_again(here):
+    """Its structure is that of the first run, whose code is run only on request."""
+    first = reconv("rewrite", *MODEL, "--budget", "params=0.6", "--epochs", 0, "--resume", "-o", "one")
+    assert "nothing in one to go on with" in first.stderr
+    reconv("rewrite", "one", "--trust-code", "--rules", "exact", "-o", "two")
+    x = torch.ones(2, 3, 9, 7)
+    torch.testing.assert_close(load("two", trust_code=True)(x), load("one", trust_code=True)(x), rtol=1e-4, atol=1e-5)
+    assert "--trust-code" in reconv("summary", "two", status=1).stderr
+    reconv("recover", "two", *DATA, "--trust-code", "--epochs", 1)
+    config = json.loads(Path("two/config.json").read_text())
+    config["model"]["ref"] = "two"
+    Path("two/config.json").write_text(json.dumps(config))
+    assert "must not begin with itself" in reconv("summary", "two", "--trust-code", status=1).stderr
 
 
 def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
@@ -208,6 +265,7 @@ def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
     stopped = reconv(*rewrite, "-o", "run", status=130)
     assert "the last checkpoint stands in run; go on with --resume" in stopped.stderr
     assert not (here / "run/model.safetensors").exists()
+    assert "finish it with --resume" in reconv("summary", "run", "--trust-code", status=1).stderr
     planned = Plan.load("run/plan.json")
     assert "holds a run already" in reconv(*rewrite, "-o", "run", status=2).stderr
     other = reconv(*rewrite, "-o", "run", "--resume", "--seed", 1, status=2)
@@ -321,8 +379,14 @@ WRONG_USAGE = {
     "seed": (["rewrite", *MODEL, "--seed", "x"], "seed"),
     "holdout": (["rewrite", *MODEL, "--holdout", 1], "between 0 and 1"),
     "mean": (["rewrite", *MODEL, *DATA, "--mean", "grey"], "numbers with commas"),
+    "infinite mean": (["rewrite", *MODEL, *DATA, "--mean", "inf"], "numbers with commas"),
+    "mean of no data": (["plan", *MODEL, "--mean", "0.5"], "it is for --data"),
+    "std of 0": (["plan", *MODEL, *DATA, "--std", "1,0,1"], "must be positive"),
+    "no rules": (["plan", *MODEL, "--rules", " ,"], "at least one rule"),
+    "no sites": (["rewrite", *MODEL, "--sites", ""], "at least one layer"),
     "data": (["rewrite", *MODEL, "--data", "somewhere"], "must be a folder of images"),
     "evaluate": (["rewrite", *MODEL, "--evaluate", "accuracy"], "must be package.module:callable"),
+    "evaluate by timm": (["rewrite", *MODEL, "--evaluate", "timm:resnet18"], "must be package.module:callable"),
     "nothing to resume": (["rewrite", *MODEL, "--resume"], "there is no runs/make to go on with"),
     "recover without data": (["recover", "run"], "give the data"),
     "recover of nothing": (["recover", "run", *DATA], "must be a run folder"),
@@ -343,10 +407,15 @@ FAILURES = {
     "no such module": (["summary", "nowhere_at_all:make", "--input", "1x3x9x7"], "ModuleNotFoundError"),
     "no convolution": (["summary", "net.py:flat", "--input", "1x3x9x7"], "at least one convolution"),
     "inputs that it rejects": (["summary", "net.py:make", "--input", "1x4x9x7"], "to have 3 channels"),
+    "an input beyond all memory": (["summary", "net.py:make", "--input", "99999999x3x32000x32000"], "fit in memory"),
     "no weights": (["summary", *MODEL, "--weights", "w.pt"], "must exist"),
     "NaN in the data": (["rewrite", *MODEL, "--data", "net.py:holed", "--budget", "macs=0.6"], "finite"),
     "data of another shape": (["rewrite", *MODEL, "--data", "d.npz", "--budget", "macs=0.6"], "channels"),
     "one-shot data": (["rewrite", *MODEL, "--data", "net.py:once", "--budget", "macs=0.6"], "more than one pass"),
+    "a judge that fails": (
+        ["rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 0, "--evaluate", "net.py:fails"],
+        "ZeroDivisionError: no batches' (net.py:",
+    ),
     "sites": (["plan", *MODEL, "--sites", "nothing.*", "--budget", "macs=0.6"], "sites must match"),
 }
 

@@ -38,6 +38,9 @@ def not_a_model():
 def broken():
     raise RuntimeError("out of\\nluck")
 
+def wants(width):
+    return nn.Conv2d(3, width, 3)
+
 def leaves():
     raise SystemExit(0)
 
@@ -86,12 +89,31 @@ def test_a_model_is_named_by_module_file_or_timm(source, ref, kind):
      ("net.py:number", "can be called.*type=int"), ("net.py:not_a_model", "must return a torch.nn.Mod.*returned=int"),
      ("net.py:broken", r"RuntimeError: out of luck' \(net.py:17\)"), ("net.py:leaves", "SystemExit: 0"),
      ("wrong.py:make", r"ModuleNotFoundError: No module named 'nothing_of_that_name'.*\(wrong.py:1\)"),
-     ("no_such_module_here:make", "ModuleNotFoundError")],
+     ("no_such_module_here:make", "No module named 'no_such_module_here'\".$"),
+     ("net.py:wants", r"missing 1 required positional argument: 'width'\".$")],
 )  # fmt: skip
 def test_what_names_no_model_is_said(source, ref, message):
     let_torchvision_import()
     with pytest.raises(ConvError, match=message):
         resolve(ref)
+
+
+@pytest.mark.parametrize(
+    "error, advice",
+    [(ModuleNotFoundError("No module named 'timm'", name="timm"), "pip install timm"),
+     (ModuleNotFoundError("No module named 'torchvision'", name="torchvision"), "must run first"),
+     (RuntimeError("operator torchvision::nms does not exist"), "must run first")],
+)  # fmt: skip
+def test_what_keeps_timm_from_its_import_is_said(monkeypatch, error, advice):
+    class Broken:
+        def find_spec(self, name, path=None, target=None):
+            if name == "timm":
+                raise error
+
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(ConvError, match=advice):
+        resolve("timm:resnet10t")
 
 
 def test_what_is_installed_comes_before_what_lies_around(source):

@@ -16,16 +16,20 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from reconv.costing.summary import summary
+from reconv.data import Batch
 from reconv.errors import ConvError
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.edits import chosen
 from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan, Refusal
+from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.search import cheapest, choose
-from reconv.planning.table import Candidate
+from reconv.planning.table import MOST_PER_SITE, Candidate, _spread
 from reconv.rewriting.apply import apply
 from reconv.ruleset import Separable
+from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import parse
+from reconv.surgery.clone import clone
 from reconv.surgery.outputs import distance
 
 # budgets -----------------------------------------------------------------------------------------
@@ -237,6 +241,76 @@ def test_the_cheapest_is_relative_to_each_site():
     ]
     assert cheapest({"a": rows}, ["latency"])["a"] is rows[1]
     assert cheapest({"a": rows}, ["latency", "params"])["a"] is rows[2]
+
+
+# probes ------------------------------------------------------------------------------------------
+
+
+class Winding(nn.Module):
+    """A layer used twice, one run by its `forward`, a branch, a functional convolution, writes in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.twice = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.left, self.right = nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 3, padding=1)
+        self.last = nn.Conv2d(5, 2, 3)
+        self.kernel = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x: Any) -> Any:
+        y = F.conv2d(self.twice(self.first(x).relu_()).mul_(2), self.kernel)
+        y = self.twice(y).relu_()
+        return self.last(self.left.forward(y).mul_(0.5) + self.right(y))
+
+
+BATCHES = [Batch((grid(rows, 3, 7, 6),)) for rows in (5, 3)]
+
+
+@pytest.mark.parametrize("memory", [0, 3000, 2**20])
+@pytest.mark.parametrize("edited", ["first", "twice", "left", "right", "last"])
+def test_a_prefix_changes_nothing(edited, memory, monkeypatch):
+    monkeypatch.setattr("reconv.planning.probe.MEMORY", memory)
+    torch.manual_seed(0)
+    model = Winding().eval()
+    probe, wrapped = Probe(model, BATCHES), clone(model)
+    prefix, new = Prefix(wrapped, BATCHES), clone(model.get_submodule(edited))
+    with torch.no_grad():
+        new.weight.mul_(0.9)
+    with standing_in(model, [edited], new):
+        expected = probe.error(model)
+    for _ in range(2):
+        with standing_in(wrapped, [edited], prefix.until(clone(new))):
+            assert probe.error(wrapped, prefix=prefix) == expected > 0
+
+
+def test_a_prefix_spares_what_runs_before_the_edit():
+    model = Winding().eval()
+    probe, ran = Probe(model, BATCHES), []
+    for name in ("first", "twice", "left", "right", "last"):
+        conv = model.get_submodule(name)
+        conv.forward = type(conv).forward.__get__(conv)
+        conv._conv_forward = lambda *args, name=name, old=conv._conv_forward: (ran.append(name), old(*args))[1]
+    prefix = Prefix(model, BATCHES)
+    ran.clear()
+    with standing_in(model, ["left"], prefix.until(nn.Conv2d(4, 5, 1))):
+        probe.error(model, prefix=prefix)
+    assert ran == ["right", "last"] * len(BATCHES)
+
+
+BLOCKS = [parse(f"ic4oc{n}k1x1") for n in range(1, 13)]
+
+
+@pytest.mark.parametrize(
+    "front, known, kept",
+    [
+        (0, [], []), (1, [], [0]), (8, [3], range(8)), (12, [], [0, 2, 3, 5, 6, 8, 9, 11]),
+        (12, [1, 4, 7, 10], [0, 1, 2, 3, 4, 7, 10, 11]), (12, range(1, 11), [0, 1, 2, 3, 4, 5, 6, 11]),
+    ],
+)  # fmt: skip
+def test_the_front_keeps_its_ends_and_what_is_known(front, known, kept):
+    rows = [(Proposal("r", block), {"latency": 1.0}, Weights({}, 0.0)) for block in BLOCKS[:front]]
+    found = _spread(rows, {BLOCKS[i] for i in known})
+    assert [BLOCKS.index(p.block) for p, _, _ in found] == list(kept)
+    assert len(found) <= MOST_PER_SITE
 
 
 # whole plans -------------------------------------------------------------------------------------

@@ -439,6 +439,21 @@ def test_a_teacher_remembers_what_it_answered():
     assert asked[-1] == 2
 
 
+@pytest.mark.parametrize("memory, kept", [(2**20, torch.float32), (8_000, torch.bfloat16), (5_000, None)])
+def test_a_teacher_remembers_as_well_as_fits(memory, kept, monkeypatch):
+    monkeypatch.setattr("reconv.rewriting.teacher.MEMORY", memory)
+    net = teacher().to(memory_format=torch.channels_last)
+    known = Teacher(net, ["body.4"])
+    known.remember(Feed.of(SEEN, SEEN[:1]), 8)
+    assert {t.dtype for row in known.known.values() for t in row.inner} == ({kept} - {None})
+    answer, live = known(Batch((SEEN[2:9],))), Teacher(net, ["body.4"])(Batch((SEEN[2:9],)))
+    exact = {"rtol": 1e-5, "atol": 1e-6}
+    close = {"rtol": 2**-8, "atol": 0.0} if kept is torch.bfloat16 else exact
+    torch.testing.assert_close(answer.outputs, live.outputs, **exact)
+    torch.testing.assert_close(answer.inner, live.inner, **close)
+    assert answer.inner[0].stride() == live.inner[0].stride()  # other strides make the comparison slow
+
+
 class Shaken(torch.utils.data.Dataset):
     """Another picture each time."""
 
@@ -463,6 +478,18 @@ def test_a_teacher_answers_anew_what_changes(data):
 def test_distillation_loss(scale, expected):
     target = torch.tensor([3.0, 4.0], dtype=torch.float64)
     assert distillation_loss([target * s for s in scale], [target] * len(scale)).item() == expected
+
+
+def test_distillation_loss_has_the_gradient_of_its_formula():
+    ours = torch.tensor([[3.0, -1.0], [2.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    theirs = torch.tensor([[1.0, 4.0], [-2.0, 0.5]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: distillation_loss([x, x * x, 2 * x], [theirs, 0 * theirs, theirs]), ours)
+
+
+def test_distillation_loss_is_flat_where_both_agree():
+    ours = torch.ones(3, requires_grad=True)
+    distillation_loss([ours], [torch.ones(3)]).backward()
+    assert ours.grad.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_distillation_loss_where_the_teacher_is_silent():

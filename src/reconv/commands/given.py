@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from reconv.commands.data import check_data_ref, load_data
 from reconv.commands.options import usage
 from reconv.data import Feed
-from reconv.errors import conv_error
+from reconv.errors import ConvError, conv_error
 from reconv.models import check_ref, resolve
-from reconv.rewriting.references import Reference, load_callable
+from reconv.rewriting.references import check_callable_ref, foreign_error, load_callable
 from reconv.rewriting.store import is_run, read_config
 
 DTYPES = {str(d).removeprefix("torch."): d for d in (
@@ -59,9 +60,13 @@ class InputShape:
 
     def tensor(self, generator: torch.Generator) -> Tensor:
         """Normal random numbers; zeros for whole ones, which any table of symbols has."""
-        if not self.dtype.is_floating_point:
-            return torch.zeros(self.shape, dtype=self.dtype)
-        return torch.randn(self.shape, generator=generator).to(self.dtype)
+        try:
+            if not self.dtype.is_floating_point:
+                return torch.zeros(self.shape, dtype=self.dtype)
+            return torch.randn(self.shape, generator=generator).to(self.dtype)
+        except RuntimeError as error:  # torch has no other for want of memory, or a size beyond 64 bits
+            raise conv_error("input", "its values must fit in memory", got={"input": repr(str(self))},
+                             do="Give a smaller batch or size.", also=MemoryError) from error  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,23 @@ def floats(flag: str, text: str | None) -> tuple[float, ...]:
     if text is None:
         return ()
     try:
-        return tuple(float(part) for part in text.split(","))
+        found = tuple(float(part) for part in text.split(","))
+        if not all(map(math.isfinite, found)):
+            raise ValueError
+        return found
     except ValueError as error:
         raise typer.BadParameter(f"must be numbers with commas between them, not {text!r}", param_hint=flag) from error
+
+
+def scaling(mean: str | None, std: str | None, data: str | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """--mean and --std as numbers, which are for --data."""
+    for flag, text in (("--mean", mean), ("--std", std)):
+        if text is not None and data is None:
+            raise typer.BadParameter("it is for --data, which is not given", param_hint=flag)
+    found = floats("--mean", mean), floats("--std", std)
+    if any(value <= 0 for value in found[1]):
+        raise typer.BadParameter(f"must be positive, not {std!r}", param_hint="--std")
+    return found
 
 
 def check_flags(
@@ -100,7 +119,7 @@ def check_flags(
             check_data_ref(data)
     if evaluate is not None:
         with usage("--evaluate"):
-            Reference.parse(evaluate)
+            check_callable_ref(evaluate)
     for name, value in (("data", data), ("evaluate", evaluate)):
         _check_trust(ctx, name, value, trust_code)
     return shapes
@@ -135,9 +154,25 @@ def give(
     if not shapes and is_run(model):
         shapes = recorded_shapes(read_config(model))
     loaded = None if data is None else load_data(data, shapes[0].shape if shapes else None, mean, std)
-    judge = None if evaluate is None else load_callable(evaluate)
+    judge = None if evaluate is None else _judge(evaluate)
     inputs = _inputs(shapes, loaded, seed)
     return Given(network, inputs, loaded, judge, tuple(str(InputShape.of(x)) for x in inputs))
+
+
+def _judge(ref: str) -> Callable[[nn.Module], float]:
+    """What --evaluate names; an error of its own is said as such."""
+    function = load_callable(ref)
+
+    def judge(network: nn.Module) -> float:
+        try:
+            value: float = function(network)
+        except (ConvError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise foreign_error(ref, error) from error
+        return value
+
+    return judge
 
 
 def recorded_shapes(config: dict[str, Any]) -> tuple[InputShape, ...]:

@@ -28,6 +28,10 @@ def check_job(budget: str | None, rules: str, target: str, sites: str) -> dict[s
     names = [name.strip() for name in rules.split(",") if name.strip()]
     with usage("--rules"):
         found = rules_named(names)
+    if not names:
+        raise typer.BadParameter("name at least one rule or group, such as exact", param_hint="--rules")
+    if not sites.strip(", "):
+        raise typer.BadParameter("name at least one layer, or * for all", param_hint="--sites")
     if budget is None and found and all(rule.group == "smaller" for rule in found):
         raise typer.BadParameter(f"{rules} needs one, such as latency=0.5", param_hint="--budget")
     with usage("--target"):
@@ -46,6 +50,8 @@ def run_folder(out: Path | None, model: str, resume: bool) -> Path:
         if holds_run(out) and not resume:
             raise typer.BadParameter(f"{out} holds a run already: give another folder, or --resume to go on with it",
                                      param_hint="--out")  # fmt: skip
+        if resume and not holds_run(out):
+            say(f"nothing in {out} to go on with: the run begins anew.")
         return out
     name = Path(model).name if is_run(model) else model.rpartition(":")[2].replace(".", "_")
     taken = [folder for folder in _numbered(RUNS / name) if holds_run(folder)]

@@ -33,15 +33,15 @@ def plan(
     trust_code: o.TrustCode = False,
 ) -> None:
     """Choose what each convolution becomes, by measuring; write the plan."""
-    from reconv.commands.given import check_flags, floats, give
+    from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.job import check_job
     from reconv.planning.make import plan as make
     from reconv.rewriting.store import write_json
 
     shapes = check_flags(ctx, model, input or [], data, None, trust_code)
-    scaling = floats("--mean", mean), floats("--std", std)
+    means, stds = scaling(mean, std, data)
     job = check_job(budget, rules, target, sites)
-    given = give(model, shapes, weights=weights, data=data, mean=scaling[0], std=scaling[1], seed=seed,
+    given = give(model, shapes, weights=weights, data=data, mean=means, std=stds, seed=seed,
                  trust_code=trust_code)  # fmt: skip
     with progress() as show:
         found = make(given.model, given.inputs, data=given.data, seed=seed, progress=show, **job)
@@ -65,7 +65,8 @@ def named(plan: Plan, ref: str) -> Plan:
 def verdict(plan: Plan) -> str:
     """One line: how much changes, and whether the budget holds."""
     changes = f"{len(plan.edits)} {'layer changes' if len(plan.edits) == 1 else 'layers change'}"
-    ratio = "" if plan.latency_ratio is None else f", latency ×{plan.latency_ratio:.3g}"
+    layout = "" if plan.layout == "contiguous" else f", {plan.layout} memory layout"
+    ratio = layout + ("" if plan.latency_ratio is None else f", latency ×{plan.latency_ratio:.3g}")
     if not plan.budget:
         return f"{changes}{ratio}."
     if plan.met:

@@ -33,7 +33,7 @@ def recover(
 ) -> None:
     """Train the network of a run folder further, by distillation from the one that the run began with."""
     from reconv.commands import job as j
-    from reconv.commands.given import check_flags, floats, give
+    from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.rewrite import sheet
     from reconv.costing.summary import summary
     from reconv.data import Feed
@@ -41,18 +41,19 @@ def recover(
     from reconv.rewriting.job import held_error, logger
     from reconv.rewriting.recovery import recover as distill
     from reconv.rewriting.store import CHECKPOINT, PLAN, is_run, load, read_config, save_run
+    from reconv.surgery.clone import clone
 
     if data is None:
         raise typer.BadParameter("give the data to recover on; labels are not needed", param_hint="--data")
     if not is_run(run):
         raise typer.BadParameter(f"must be a run folder, not {str(run)!r}", param_hint="RUN")
     shapes = check_flags(ctx, str(run), input or [], data, evaluate, trust_code)
-    scaling = floats("--mean", mean), floats("--std", std)
+    means, stds = scaling(mean, std, data)
     j.check_holdout(holdout)
     held_config = read_config(run)
     teacher = original(held_config, weights, trust_code)
     student = load(run, base=teacher)
-    given = give(str(run), shapes, data=data, mean=scaling[0], std=scaling[1], evaluate=evaluate, seed=seed,
+    given = give(str(run), shapes, data=data, mean=means, std=stds, evaluate=evaluate, seed=seed,
                  network=student)  # fmt: skip
     plan = Plan.load(run / PLAN)
     with j.resumable(run), progress() as show:
@@ -61,12 +62,14 @@ def recover(
                           match=sorted({edit.site for edit in plan.edits}), progress=show, checkpoint=run / CHECKPOINT,
                           resume=resume, log=logger(run)).eval()  # fmt: skip
         error = held_error(teacher, student, held)
+        scores = (given.evaluate(clone(teacher)), given.evaluate(student)) if given.evaluate else None
         before, after = (summary(m, given.inputs, plan.target) for m in (teacher, student))
         again = {"data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout, "epochs": epochs,
                  "seed": seed}  # fmt: skip
         save_run(run, model=student, plan=plan, before=before, after=after, error=error,
-                 config=held_config | {"recovered": again})  # fmt: skip
-    emit(sheet(plan, before, after, error), format)
+                 config=held_config | {"recovered": again,
+                                       "result": {**held_config.get("result", {}), "scores": scores}})  # fmt: skip
+    emit(sheet(plan, before, after, error, scores), format)
     say(f"{run}: error of the output {error:.3g}, on data held out.")
 
 

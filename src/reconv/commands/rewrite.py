@@ -38,18 +38,18 @@ def rewrite(
 ) -> None:
     """Rewrite a trained network so that it keeps a budget: plan, apply, recover, measure."""
     from reconv.commands import job as j
-    from reconv.commands.given import check_flags, floats, give
+    from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.plan import named, verdict
     from reconv.rewriting.job import rewrite as run
     from reconv.rewriting.store import is_run, read_config, save_run, weights_hash, write_config
     from reconv.surgery.fingerprint import structure_hash
 
     shapes = check_flags(ctx, model, input or [], data, evaluate, trust_code)
-    scaling = floats("--mean", mean), floats("--std", std)
+    means, stds = scaling(mean, std, data)
     job = j.check_job(budget, rules, target, sites)
     j.check_holdout(holdout)
     folder = j.run_folder(out, model, resume)
-    given = give(model, shapes, weights=weights, data=data, mean=scaling[0], std=scaling[1], evaluate=evaluate,
+    given = give(model, shapes, weights=weights, data=data, mean=means, std=stds, evaluate=evaluate,
                  seed=seed, trust_code=trust_code)  # fmt: skip
     began = {"ref": model, "hash": structure_hash(given.model), "weights": weights and str(weights),
              "weights_hash": weights_hash(given.model)}  # fmt: skip
@@ -68,20 +68,27 @@ def rewrite(
         facts = {"latency_ratio": result.latency_ratio, "scores": result.scores}
         save_run(folder, model=result.model, plan=plan, before=result.before, after=result.after, error=result.error,
                  config={"model": began, "settings": settings, "result": facts})  # fmt: skip
-    emit(sheet(plan, result.before, result.after, result.error), format)
+    emit(sheet(plan, result.before, result.after, result.error, result.scores), format)
     say(f"{folder}: {verdict(plan)}")
     if not plan.met:
         raise typer.Exit(3)
 
 
-def sheet(plan: Plan, before: Summary, after: Summary, error: float | None) -> Sheet:
-    """The whole network, before and after."""
+def sheet(
+    plan: Plan, before: Summary, after: Summary, error: float | None, scores: tuple[float, float] | None = None
+) -> Sheet:
+    """The whole network, before and after. The ratio of latencies is the interleaved one, which noise touches least."""
     names = ("latency_ms", "params", "macs", "activation_bytes")
     rows = []
     for name in names:
         old, new = getattr(before.network, name), getattr(after.network, name)
-        rows.append([name, number(old), number(new), number(new / old if old and new is not None else None)])
+        ratio = number(new / old if old and new is not None else None)
+        if name == "latency_ms" and plan.latency_ratio is not None:
+            ratio = f"{number(plan.latency_ratio)} (interleaved)"
+        rows.append([name, number(old), number(new), ratio])
     rows.append(["error", "", number(error), ""])
+    if scores is not None:
+        rows.append(["score", *map(number, scores), ""])
     data = {"format": 1, "met": plan.met, "reason": plan.reason, "error": error, "latency_ratio": plan.latency_ratio,
-            "before": before.to_dict(), "after": after.to_dict(), "plan": plan.to_dict()}  # fmt: skip
+            "scores": scores, "before": before.to_dict(), "after": after.to_dict(), "plan": plan.to_dict()}  # fmt: skip
     return Sheet(("figure", "before", "after", "ratio"), rows, data)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
     from reconv.costing.summary import Row, Summary, Totals
 
+UNBOUNDED = 100_000  # columns, to ask how wide a table would like to be
 COLUMNS = ("name", "kind", "spec", "input_shape", "weight_shape", "output_shape", "params", "macs",
            "receptive_field", "activation_bytes", "latency_ms")  # fmt: skip
 
@@ -94,13 +97,32 @@ SHOWN = (("name", "convolution"), ("kind", "kind"), ("spec", "spec"), ("input_sh
          ("latency_ms", "ms"))  # fmt: skip
 
 
-def as_table(summary: Summary) -> Table:
-    """A rich table for terminals: what a person looks at first."""
+SPARED = ("input_shape", "kind", "output_shape")  # left out one by one where the terminal is narrow
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A rich table for terminals, what a person looks at first, with as many columns as there is room for."""
+
+    summary: Summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        for count in range(len(SPARED) + 1):
+            table = as_table(self.summary, SPARED[:count])
+            if table.__rich_measure__(console, options.update(width=UNBOUNDED)).maximum <= options.max_width:
+                break
+        yield table
+
+
+def as_table(summary: Summary, without: Sequence[str] = ()) -> Table:
+    """The rows and totals as a rich table."""
     timed = summary.target is not None
-    shown = SHOWN if timed else SHOWN[:-1]
+    shown = [column for column in SHOWN if column[0] not in without and (timed or column[0] != "latency_ms")]
+    left_out = [head for name, head in SHOWN if name in without]
     table = Table(
-        title=escape(f"convolutions, timed on {summary.target}") if timed else "convolutions", title_justify="left"
-    )
+        title=escape(f"convolutions, timed on {summary.target}") if timed else "convolutions", title_justify="left",
+        caption=f"no room for: {', '.join(left_out)}" if left_out else None, caption_justify="left",
+    )  # fmt: skip
     for name, head in shown:
         table.add_column(head, justify="left" if name in ("name", "kind", "spec") else "right", overflow="fold")
     for row in summary.rows:
@@ -134,6 +156,12 @@ def human(count: float) -> str:
 
 def as_html(summary: Summary) -> str:
     """A plain HTML table; every name is escaped."""
-    head = "".join(f"<th>{html.escape(c.replace('_', ' '))}</th>" for c in COLUMNS)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>" for cells in _cells(summary))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        styles = [""] * 6 + [' style="text-align: right"'] * 5  # words, then figures
+        parts = (f"<{tag}{style}>{html.escape(c)}</{tag}>" for c, style in zip(cells, styles, strict=True))
+        return "<tr>" + "".join(parts) + "</tr>"
+
+    head = line([c.replace("_", " ") for c in COLUMNS], "th")
+    body = "".join(line(cells, "td") for cells in _cells(summary))
+    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"

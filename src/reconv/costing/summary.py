@@ -77,9 +77,9 @@ class Summary:
         return as_markdown(self)
 
     def __rich__(self) -> Any:
-        from reconv.costing.render import as_table
+        from reconv.costing.render import Fitting
 
-        return as_table(self)
+        return Fitting(self)
 
     def _repr_html_(self) -> str:
         from reconv.costing.render import as_html

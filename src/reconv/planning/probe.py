@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from reconv.data import Batch
+from reconv.data import Batch, seeded
 from reconv.errors import conv_error
 from reconv.surgery import fresh, move_hooks
 from reconv.surgery.outputs import ratio, squared_distance, tensors_in
 
 LEAST_FOR_STATISTICS = 16  # samples, under which a batch says too little about means and variances
+MEMORY = 256 * 2**20  # bytes of outputs that a `Prefix` may keep
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Probe:
@@ -31,17 +34,67 @@ class Probe:
                              got={"outputs": "NaN or Inf"} | ({"and so are": ", ".join(bad[:3])} if bad else {}),
                              do="Mend its weights first.", also=ValueError)  # fmt: skip
 
-    def error(self, student: nn.Module, norm: nn.Module | None = None) -> float:
+    def error(self, student: nn.Module, norm: nn.Module | None = None, prefix: Prefix | None = None) -> float:
         """‖student − teacher‖ / ‖teacher‖ of the outputs.
 
         Args:    norm: a batch norm that takes its statistics from the batch, as it will once they are re-estimated.
+                 prefix: of the student, where it differs from the teacher in one layer.
         """
         apart = size = 0.0
         with torch.no_grad(), _batch_statistics(norm if self.can_restat else None):
-            for batch, output in zip(self.batches, self.outputs, strict=True):
+            for number, (batch, output) in enumerate(zip(self.batches, self.outputs, strict=True)):
+                if prefix:
+                    prefix.rewind(number)
                 a, s = squared_distance(student(*fresh(batch.inputs)), output)
                 apart, size = apart + a, size + s
         return ratio(apart, size)
+
+
+class Prefix:
+    """Answers the convolutions of a network that run before an edited layer with what they gave when it was unedited.
+
+    Up to the first run of the edited layer both networks do the same on the same batch, whatever their structure. All
+    but the convolutions runs anew, as their outputs may be written into. The network stays wrapped.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch]) -> None:
+        self.kept: list[list[tuple[nn.Module, Tensor]]] = []  # for each batch, in the order in which they ran
+        self.room = MEMORY
+        self.recording = True
+        self.ahead: Iterator[tuple[nn.Module, Tensor]] = iter(())  # what is still to come in this run
+        for conv in (m for m in model.modules() if type(m) in CONVOLUTIONS):
+            conv.forward = partial(self._answer, conv, conv.forward)
+        with torch.no_grad(), seeded(0):  # the user's random numbers stay as they are
+            for batch in batches:
+                self.kept.append([])
+                model(*fresh(batch.inputs))
+        self.recording = False
+
+    def rewind(self, number: int) -> None:
+        """Batch `number` is about to run."""
+        self.ahead = iter(self.kept[number])
+
+    def until(self, layer: nn.Module) -> nn.Module:
+        """The layer, at whose first run the answers end."""
+
+        def run(*args: Any, forward: Callable[..., Any] = layer.forward, **kwargs: Any) -> Any:
+            self.ahead = iter(())
+            return forward(*args, **kwargs)
+
+        layer.forward = run
+        return layer
+
+    def _answer(self, conv: nn.Module, forward: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        known = next(self.ahead, None)
+        if known is not None and known[0] is conv:
+            return known[1].clone()
+        self.ahead = iter(())
+        output = forward(*args, **kwargs)
+        if self.recording:
+            self.room -= output.nbytes
+            if self.room >= 0:
+                self.kept[-1].append((conv, output.clone()))
+        return output
 
 
 @contextmanager

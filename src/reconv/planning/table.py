@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reconv.data import seeded
 from reconv.layers import build
 from reconv.planning.plan import Edit, Refusal
-from reconv.planning.probe import Probe, standing_in
+from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.workbench import Workbench
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
@@ -65,7 +65,9 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
     """
     table, rules = Table(layout), tuple(rules)
+    by_name = {rule.name: rule for rule in rules}
     model = to_layout(clone(bench.original), layout)
+    prefix = Prefix(model, bench.probe.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
         offers = _offers(site, rules, table)
@@ -75,7 +77,9 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         rows = [(p, costs(p.block, site, ms)) for p, ms in zip(offers, latencies[1:], strict=True)]
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
-        table.candidates[site.name] = [kept, *_probed(site, gaining, rules, bench, model, table)]
+        fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in gaining]
+        front = _spread(_front(fitted), {b for name, b in bench.errors if name == site.name})
+        table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table
 
@@ -107,16 +111,17 @@ def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[tuple[Proposa
             table.refusals.append(Refusal(site.name, rule.name, reason))
 
 
-def _probed(site: Site, rows: Sequence[tuple[Proposal, dict[str, float]]], rules: Sequence[Rule],
-            bench: Workbench, model: nn.Module, table: Table) -> list[Candidate]:  # fmt: skip
-    """Fits the proposals and measures, for those on the front of fit and latency, how the output moves."""
-    by_name = {rule.name: rule for rule in rules}
-    fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in rows]
+Fitted = tuple[Proposal, dict[str, float], Weights]
+
+
+def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Module, prefix: Prefix,
+            table: Table) -> list[Candidate]:  # fmt: skip
+    """Measures how the output moves with each of the proposals, where that is not known from another table."""
     candidates = []
-    for proposal, cost, weights in _spread(_front(fitted)):
+    for proposal, cost, weights in front:
         key = (site.name, proposal.block)
         if key not in bench.errors:
-            bench.errors[key] = _output_error(site, proposal.block, weights.tensors, bench.probe, model)
+            bench.errors[key] = _output_error(site, proposal.block, weights.tensors, bench.probe, model, prefix)
         error = bench.errors[key]
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
@@ -125,9 +130,6 @@ def _probed(site: Site, rows: Sequence[tuple[Proposal, dict[str, float]]], rules
         edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs)
         candidates.append(Candidate(site.name, edit, cost, error))
     return candidates
-
-
-Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
 def _front(fitted: Sequence[Fitted]) -> list[Fitted]:
@@ -144,23 +146,25 @@ def _front(fitted: Sequence[Fitted]) -> list[Fitted]:
     return sorted((f for f in fitted if not beaten(f)), key=lambda f: f[1]["latency"])
 
 
-def _spread(front: Sequence[Fitted]) -> list[Fitted]:
-    """At most MOST_PER_SITE of them, evenly over the front, both ends included."""
-    if len(front) <= MOST_PER_SITE:
-        return list(front)
-    step = (len(front) - 1) / (MOST_PER_SITE - 1)
-    return [front[round(i * step)] for i in range(MOST_PER_SITE)]
+def _spread(front: Sequence[Fitted], known: Collection[Block]) -> list[Fitted]:
+    """At most MOST_PER_SITE of them: both ends, then those already probed, then others evenly over the front."""
+    last = len(front) - 1
+    probed = [i for i, (proposal, _, _) in enumerate(front) if proposal.block in known]
+    even = [round(i * last / (MOST_PER_SITE - 1)) for i in range(MOST_PER_SITE)]
+    taken = list(dict.fromkeys((0, last, *probed, *even, *range(len(front)))))[:MOST_PER_SITE]
+    return [front[i] for i in sorted(taken) if 0 <= i <= last]
 
 
 @seeded(0)  # the user's random numbers stay as they are
-def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], probe: Probe, model: nn.Module) -> float | str:
+def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], probe: Probe, model: nn.Module,
+                  prefix: Prefix) -> float | str:  # fmt: skip
     """How far the network's output moves with this block alone; or the network's own error."""
     layer = build(block, device=site.device, dtype=site.dtype)
     layer.load_state_dict(tensors)
     norm = model.get_submodule(site.norm.name) if site.norm else None
-    with standing_in(model, site.names, layer) as changed:
+    with standing_in(model, site.names, prefix.until(layer)) as changed:
         try:
-            error = probe.error(changed, norm)
+            error = probe.error(changed, norm, prefix)
         except Exception as raised:
             return f"{type(raised).__name__}: {raised}"
     return error if math.isfinite(error) else "its output is no longer finite, or was 0"

@@ -21,8 +21,12 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; marg
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { background: var(--soft); } td.number { text-align: right; white-space: nowrap; }
-code { overflow-wrap: anywhere; } summary { cursor: pointer; padding: .3rem 0; }
+th { background: linear-gradient(var(--soft), var(--soft)), Canvas; }
+.number { text-align: right; } td.number { white-space: nowrap; }
+.wide code { white-space: nowrap; } .wide .long { min-width: 18rem; overflow-wrap: anywhere; }
+.wide .long code { white-space: normal; }
+.wide tr > :first-child { position: sticky; left: 0; background-color: Canvas; }
+summary { cursor: pointer; padding: .3rem 0; }
 """
 
 
@@ -31,9 +35,8 @@ def page(
 ) -> str:
     """The report of a run as HTML. Everything that comes from outside is escaped."""
     name = str((settings.get("model") or plan.model or {}).get("ref") or "a network")
-    body = [f"<h1>{escape(name)}</h1>", _verdict(plan), _figures(before, after, error),
-            _edits(before, plan), _refusals(plan), _rows("Before", before), _rows("After", after),
-            _settings(settings)]  # fmt: skip
+    body = [f"<h1>{escape(name)}</h1>", _verdict(plan), _figures(before, after, plan, error, settings),
+            _edits(before, plan), _refusals(plan), _convolutions(before, after), _settings(settings)]  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -55,13 +58,20 @@ def _verdict(plan: Plan) -> str:
     )
 
 
-def _figures(before: Summary | None, after: Summary | None, error: float | None) -> str:
-    """The whole network, before and after."""
+def _figures(
+    before: Summary | None, after: Summary | None, plan: Plan, error: float | None, settings: Mapping[str, Any]
+) -> str:
+    """The whole network, before and after. The ratio of latencies is the interleaved one, where it is known."""
     old, new = (summary.network if summary else None for summary in (before, after))
     rows = [_compared(title, old, new, name) for title, name in
             (("latency, ms", "latency_ms"), ("parameters", "params"), ("multiply-accumulates", "macs"),
              ("activations, bytes", "activation_bytes"))]  # fmt: skip
+    if plan.latency_ratio is not None and after is not None and after.network.latency_ms is not None:
+        rows[0][0], rows[0][-1] = "latency, ms (ratio: interleaved)", _figure(plan.latency_ratio)
     rows.append(["error of the output", "", _figure(error), ""])
+    scores = settings.get("result", settings).get("scores")
+    if scores:
+        rows.append(["score", *map(_figure, scores), ""])
     return "<h2>The network</h2>" + _table(("", "before", "after", "after / before"), rows, numbers=(1, 2, 3))
 
 
@@ -84,7 +94,7 @@ def _edits(before: Summary | None, plan: Plan) -> str:
         latency[row.name] = None if row.latency_ms is None or known is None else known + row.latency_ms
     rows = [_edit_cells(edit, spec.get(edit.site, ""), latency.get(edit.site)) for edit in plan.edits]
     heads = ("layer", "was", "became", "rule", "error alone", "was, ms", "now, ms")
-    return "<h2>What each layer became</h2>" + _table(heads, rows, numbers=(4, 5, 6), codes=(0, 1, 2))
+    return "<h2>What each layer became</h2>" + _table(heads, rows, numbers=(4, 5, 6), codes=(0, 1, 2), long=2)
 
 
 def _edit_cells(edit: Edit, spec: str, latency_ms: float | None) -> list[str]:
@@ -105,18 +115,21 @@ def _refusals(plan: Plan) -> str:
     return "<h2>What was refused, and why</h2>" + "".join(parts)
 
 
+def _convolutions(before: Summary | None, after: Summary | None) -> str:
+    if before is None and after is None:
+        return ""
+    return "<h2>Every convolution</h2>" + _rows("Before", before) + _rows("After", after)
+
+
 def _rows(title: str, summary: Summary | None) -> str:
     if summary is None:
         return ""
-    return (
-        f"<details><summary>{title}: every convolution</summary>"
-        f'<div class="wide">{summary._repr_html_()}</div></details>'
-    )
+    return f'<details><summary>{title}</summary><div class="wide">{summary._repr_html_()}</div></details>'
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
     rows = [[name, value] for name, value in _flat(settings)]
-    return "<h2>Settings and versions</h2>" + _table(("setting", "value"), rows, codes=(1,))
+    return "<h2>Settings and versions</h2>" + _table(("setting", "value"), rows, codes=(1,), long=1)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -128,12 +141,15 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (),
-           codes: Sequence[int] = ()) -> str:  # fmt: skip
-    def cell(column: int, text: str) -> str:
-        shown = f"<code>{escape(text)}</code>" if column in codes and text else escape(text)
-        return f'<td class="number">{shown}</td>' if column in numbers else f"<td>{shown}</td>"
+           codes: Sequence[int] = (), long: int | None = None) -> str:  # fmt: skip
+    """`numbers` and `codes` are columns; the column `long` may break its text."""
 
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    def cell(column: int, text: str, tag: str = "td") -> str:
+        shown = f"<code>{escape(text)}</code>" if column in codes and text and tag == "td" else escape(text)
+        kind = "number" if column in numbers else "long" if column == long else ""
+        return f'<{tag} class="{kind}">{shown}</{tag}>' if kind else f"<{tag}>{shown}</{tag}>"
+
+    head = "".join(cell(i, text, "th") for i, text in enumerate(heads))
     body = "\n".join("<tr>" + "".join(cell(i, text) for i, text in enumerate(row)) + "</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from reconv.errors import ConvError, conv_error
 
+CALLABLES = "package.module:callable or file.py:callable"
 FORMS = "package.module:callable, file.py:callable or timm:NAME"
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -63,15 +64,23 @@ class Reference:
         return _OURS.fullmatch(str(self)) is not None
 
 
+def check_callable_ref(text: str) -> Reference:
+    """The reference to a function; raises a ConvError (a ValueError) for other forms. Runs nothing."""
+    try:
+        reference = Reference.parse(text)
+    except ConvError:
+        reference = None
+    if reference is None or reference.kind == "timm":
+        raise conv_error("reference", f"must be {CALLABLES}", got={"reference": repr(text)}, also=ValueError)
+    return reference
+
+
 def load_callable(text: str) -> Callable[..., Any]:
     """The callable that a reference names. Importing it runs its module's code.
 
     Raises:  ConvError: when it has no such form, cannot be imported, or is not callable.
     """
-    reference = Reference.parse(text)
-    if reference.kind == "timm":
-        raise conv_error("reference", "must be package.module:callable or file.py:callable here",
-                         got={"reference": repr(text)}, also=ValueError)  # fmt: skip
+    reference = check_callable_ref(text)
     found: Any = _file(reference) if reference.kind == "file" else _module(reference)
     for attribute in reference.name.split("."):
         if not hasattr(found, attribute):
@@ -131,12 +140,17 @@ def call(function: Callable[[], Any], text: str) -> Any:
 
 def foreign_error(text: str, error: BaseException) -> ConvError:
     """Quotes what a user's code raised, with its file and line."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_foreign(f.filename)]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     quoted = " ".join(f"{type(error).__name__}: {error}".split())
     return conv_error("reference", "what is named must run without an error",
                       got={"reference": repr(text), "error": repr(quoted) + where},
                       also=ImportError if isinstance(error, ImportError) else RuntimeError)  # fmt: skip
+
+
+def _is_foreign(file: str) -> bool:
+    """Not this module, which only makes the call, nor Python's own import machinery."""
+    return file != __file__ and not file.startswith("<frozen") and Path(file).parent.name != "importlib"
 
 
 def _module(reference: Reference) -> ModuleType:
@@ -176,8 +190,11 @@ def _timm(name: str) -> Any:
     try:
         import timm
     except Exception as error:  # a torchvision that does not fit torch raises others than ImportError
-        raise conv_error("model", "timm:NAME needs the package timm", got={"error": repr(str(error))},
-                         do="pip install timm.", also=ImportError) from error  # fmt: skip
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "timm"
+        raise conv_error("model", "timm:NAME needs the package timm, and timm a torchvision that fits torch",
+                         got={"error": repr(str(error))}, also=ImportError,
+                         do="pip install timm." if absent else "`python -c 'import timm'` must run first.",
+                         ) from error  # fmt: skip
     try:
         return timm.create_model(name, pretrained=False)
     except Exception as error:

@@ -109,12 +109,22 @@ def base_of(base: nn.Module | Callable[[], nn.Module] | None, ref: object, trust
             raise conv_error("load", "base must be given where the run folder names no network", got={"base": None},
                              do="Give base=…: the network's structure, or a function that returns it.",
                              also=ValueError)  # fmt: skip
+        if is_run(ref):  # a run that began with the network of another run
+            return _of_run(ref, trust_code)
         return build_model(ref) if trust_code else build_trusted(ref)
     built = base if isinstance(base, nn.Module) or not callable(base) else base()
     if not isinstance(built, nn.Module):
         raise conv_error("load", "base must be a torch.nn.Module or return one", got={"base": type(built).__name__},
                          also=TypeError)  # fmt: skip
     return built
+
+
+def _of_run(ref: str, trust_code: bool) -> nn.Module:
+    try:
+        return load(ref, trust_code=trust_code)
+    except RecursionError as error:
+        raise conv_error("load", "a run folder must not begin with itself", got={"model": repr(ref)},
+                         also=ValueError) from error  # fmt: skip
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -156,8 +166,10 @@ def _inside(folder: Path, name: str) -> Path:
     """A file of the run folder; a link that leads out of it is none."""
     path = folder / name
     if not path.is_file():
+        stopped = name == WEIGHTS and (folder / CHECKPOINT).exists()
         raise conv_error("load", f"a run folder must hold {name}", got={"folder": folder}, also=FileNotFoundError,
-                         do="Give the folder that reconv rewrite wrote.")  # fmt: skip
+                         do="Its run was stopped: finish it with --resume." if stopped
+                         else "Give the folder that reconv rewrite wrote.")  # fmt: skip
     if path.resolve().parent != folder.resolve():
         raise conv_error("load", f"{name} must lie in the run folder", got={"leads to": path.resolve()},
                          also=PermissionError)  # fmt: skip
