@@ -9,13 +9,13 @@
 namespace reconv::RECONV_ISA {
 namespace {
 
-constexpr std::int64_t MACS_PER_THREAD = 400'000; // a smaller part is done before another thread has woken up
+constexpr std::int64_t MACS_PER_THREAD = 4'000'000; // a smaller part is done before a sleeping thread has woken up
 constexpr int MOST_VECTORS = RECONV_REGISTERS == 32 ? 4 : 2;
 
 // How many positions a tile has with V vectors: accumulators, weights and one input value fit the registers.
 template <int V> constexpr int positions = (RECONV_REGISTERS - 1 - V) / V < 14 ? (RECONV_REGISTERS - 1 - V) / V : 14;
 
-thread_local Scratch packed_weights, padded_input;
+thread_local Scratch packed_weights, padded_input, between[2];
 
 // The window as runs of neighbouring input values: whole kernel rows where nothing lies between their columns.
 struct Window {
@@ -95,7 +95,8 @@ template <class T, int... V> constexpr auto rows_of(std::integer_sequence<int, V
 }
 
 // Packs the `some` output channels of a block as [value of the window][lane]; lanes past them are 0.
-template <class T> void pack_block(const Direct<T> &d, const T *from, std::int64_t some, std::int64_t width, T *to) {
+template <class T>
+void pack_block(const DirectShape &d, const T *from, std::int64_t some, std::int64_t width, T *to) {
   constexpr int L = lanes<T>;
   const std::int64_t c = d.in_channels, window = d.kernel_h * d.kernel_w * c;
   const bool in_order = (c == 1 || d.w_c == 1) && (d.kernel_w == 1 || d.w_w == c) &&
@@ -119,33 +120,37 @@ template <class T> void pack_block(const Direct<T> &d, const T *from, std::int64
 }
 
 // [block][value of the window][lane], and the bias behind.
-template <class T> const T *pack(const Direct<T> &d, std::int64_t blocks, std::int64_t width) {
+template <class T> T *pack(const DirectShape &d, const T *w, const T *b, std::int64_t blocks, std::int64_t width) {
   const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
   T *packed = packed_weights.of<T>((window + 1) * blocks * width), *bias = packed + blocks * window * width;
+  if (!packed)
+    return nullptr;
   for (std::int64_t block = 0; block < blocks; ++block)
-    pack_block(d, d.w + block * width * d.w_o, smaller(width, d.out_channels - block * width), width,
+    pack_block(d, w + block * width * d.w_o, smaller(width, d.out_channels - block * width), width,
                packed + block * window * width);
   zeros(bias, blocks * width);
-  if (d.b)
-    copied(d.b, d.out_channels, bias);
+  if (b)
+    copied(b, d.out_channels, bias);
   return packed;
 }
 
 // The input with zeros around it, or the input itself where none are wanted.
-template <class T> Work<T> padded(const Direct<T> &d) {
-  Work<T> work{.x = d.x, .packed = nullptr, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
+template <class T> Work<T> padded(const DirectShape &d, const T *x) {
+  Work<T> work{.x = x, .packed = nullptr, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
                .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}};
   if (d.top || d.bottom || d.left || d.right) {
     const std::int64_t c = d.in_channels, h = d.height + d.top + d.bottom, w = d.width + d.left + d.right;
     T *to = padded_input.of<T>(d.batch * h * w * c);
-    work.x = to, work.x_n = h * w * c, work.x_h = w * c, work.x_w = c;
+    if (!(work.x = to))
+      return work;
+    work.x_n = h * w * c, work.x_h = w * c, work.x_w = c;
     for (std::int64_t n = 0; n < d.batch; ++n)
       for (std::int64_t i = -d.top; i < d.height + d.bottom; ++i) {
         if (i < 0 || i >= d.height) {
           to = zeros(to, w * c);
           continue;
         }
-        const T *from = d.x + n * d.x_n + i * d.x_h;
+        const T *from = x + n * d.x_n + i * d.x_h;
         to = zeros(to, d.left * c);
         if (d.x_w == c)
           to = copied(from, d.width * c, to);
@@ -158,8 +163,9 @@ template <class T> Work<T> padded(const Direct<T> &d) {
   const bool whole_rows = d.dilation_w == 1 && work.x_w == d.in_channels;
   work.window = {d.kernel_h, whole_rows ? 1 : d.kernel_w, whole_rows ? d.kernel_w * d.in_channels : d.in_channels,
                  d.dilation_h * work.x_h, d.dilation_w * work.x_w};
-  if (d.kernel_h == 1 && d.kernel_w == 1 && d.stride_h == 1 && d.stride_w == 1 && work.x_h == d.width * work.x_w)
-    work.out_h = 1, work.out_w = d.out_h * d.out_w; // a map of 1×1 windows is one long row
+  const bool pointwise = d.kernel_h == 1 && d.kernel_w == 1 && d.stride_h == 1 && d.stride_w == 1;
+  if (pointwise && d.out_w < 2 * positions<1> && work.x_h == d.width * work.x_w)
+    work.out_h = 1, work.out_w = d.out_h * d.out_w; // short rows of 1×1 windows are one long row
   return work;
 }
 
@@ -172,31 +178,49 @@ template <class F> void called(const void *body, std::int64_t begin, std::int64_
   (*static_cast<const F *>(body))(begin, end);
 }
 
-} // namespace
-
-template <class T> void direct(const Direct<T> &d, Parallel parallel) {
+template <class T> int one(const DirectShape &d, const T *x, const T *w, const T *b, T *y, Parallel parallel) {
   static constexpr auto rows = rows_of<T>(std::make_integer_sequence<int, MOST_VECTORS>{});
   const std::int64_t vectors = divided_up(d.out_channels, lanes<T>);
   const std::int64_t V = vectors_of(vectors), blocks = divided_up(vectors, V), width = V * lanes<T>;
   const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
-  Work<T> work = padded(d);
-  work.packed = pack(d, blocks, width);
+  Work<T> work = padded(d, x);
+  work.packed = pack(d, w, b, blocks, width);
+  if (!work.x || !work.packed)
+    return 1;
   const T *bias = work.packed + blocks * window * width;
   const Row<T> run = rows.of[V - 1];
-  const std::int64_t jobs = d.batch * work.out_h * blocks, macs = work.out_w * window * width;
   const auto some = [&](std::int64_t begin, std::int64_t end) {
-             for (std::int64_t job = begin; job < end; ++job) { // blocks outermost: their weights stay in the cache
-               const std::int64_t block = job / (d.batch * work.out_h), at = job % (d.batch * work.out_h);
-               const std::int64_t n = at / work.out_h, h = at % work.out_h, first = block * width;
-               run(work, work.x + n * work.x_n + h * work.stride_h * work.x_h, work.packed + block * window * width,
-                   bias + first, d.y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels,
-                   d.out_channels - first);
-             }
-           };
-  parallel(jobs, larger(1, MACS_PER_THREAD / larger(1, macs)), &called<decltype(some)>, &some);
+    for (std::int64_t job = begin; job < end; ++job) { // blocks outermost: their weights stay in the cache
+      const std::int64_t block = job / (d.batch * work.out_h), at = job % (d.batch * work.out_h);
+      const std::int64_t n = at / work.out_h, h = at % work.out_h, first = block * width;
+      run(work, work.x + n * work.x_n + h * work.stride_h * work.x_h, work.packed + block * window * width,
+          bias + first, y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels,
+          d.out_channels - first);
+    }
+  };
+  const std::int64_t macs = work.out_w * window * width; // of one job
+  parallel(d.threads, d.batch * work.out_h * blocks, larger(1, MACS_PER_THREAD / larger(1, macs)),
+           &called<decltype(some)>, &some);
+  return 0;
 }
 
-template void direct<float>(const Direct<float> &, Parallel);
-template void direct<double>(const Direct<double> &, Parallel);
+} // namespace
+
+template <class T>
+int direct(std::int64_t count, const DirectShape *shapes, const T *const *tensors, Parallel parallel) {
+  const T *x = tensors[0];
+  for (std::int64_t i = 0; i < count; ++i) {
+    const DirectShape &d = shapes[i];
+    T *y = i + 1 == count ? const_cast<T *>(tensors[1])
+                          : between[i % 2].of<T>(d.batch * d.out_h * d.out_w * d.out_channels);
+    if (!y || one(d, x, tensors[2 + 2 * i], tensors[3 + 2 * i], y, parallel))
+      return 1;
+    x = y;
+  }
+  return 0;
+}
+
+template int direct<float>(std::int64_t, const DirectShape *, const float *const *, Parallel);
+template int direct<double>(std::int64_t, const DirectShape *, const double *const *, Parallel);
 
 } // namespace reconv::RECONV_ISA

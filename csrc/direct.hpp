@@ -5,22 +5,25 @@
 
 namespace reconv {
 
-// y[n, p, o] = b[o] + Σ_{i, j, c} w[o, i, j, c] · x[n, s·p + d·(i, j) − lo, c]
-template <class T> struct Direct {
-  const T *x, *w, *b; // b may be null
-  T *y;               // (N, out_h, out_w, out_channels), dense
+// y[n, p, o] = b[o] + Σ_{i, j, c} w[o, i, j, c] · x[n, s·p + d·(i, j) − (top, left), c]
+// x has its channels side by side; y is (N, out_h, out_w, out_channels), dense. reconv.ops.direct fills this in.
+struct DirectShape {
   std::int64_t batch, height, width, in_channels, out_channels, out_h, out_w;
   std::int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w;
-  std::int64_t top, bottom, left, right;       // padding
-  std::int64_t x_n, x_h, x_w;                  // strides of x in elements; its channels are neighbours
-  std::int64_t w_o, w_h, w_w, w_c;             // strides of w
+  std::int64_t top, bottom, left, right; // zeros around x
+  std::int64_t x_n, x_h, x_w;            // strides of x, in elements
+  std::int64_t w_o, w_c, w_h, w_w;       // strides of w
+  std::int64_t threads;
 };
 
-// Runs body(context, begin, end) over 0 … count, on several threads where a part of at least `grain` is left for each.
+// Runs body(context, begin, end) over 0 … count, on as many threads as find a part of at least `grain`.
 using Body = void (*)(const void *context, std::int64_t begin, std::int64_t end);
-using Parallel = void (*)(std::int64_t count, std::int64_t grain, Body body, const void *context);
+using Parallel = void (*)(int threads, std::int64_t count, std::int64_t grain, Body body, const void *context);
 
-template <class T> using DirectKernel = void (*)(const Direct<T> &, Parallel);
+// `count` convolutions one after the other. tensors: x, y, then w and b of each, where b may be null.
+// Returns 0, or 1 where memory ran out.
+template <class T>
+using DirectKernel = int (*)(std::int64_t count, const DirectShape *shapes, const T *const *tensors, Parallel);
 
 // The kernels of the best instruction set that this processor has.
 struct Kernels {

@@ -5,9 +5,7 @@ namespace reconv {
 
 #define RECONV_DECLARE(isa)                                                                                            \
   namespace isa {                                                                                                      \
-  template <class T> void direct(const Direct<T> &, Parallel);                                                         \
-  extern template void direct<float>(const Direct<float> &, Parallel);                                                 \
-  extern template void direct<double>(const Direct<double> &, Parallel);                                               \
+  template <class T> int direct(std::int64_t, const DirectShape *, const T *const *, Parallel);                                                           \
   }
 
 RECONV_DECLARE(baseline)

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from reconv.errors import conv_error
 from reconv.layers import conv
 from reconv.layers.mixing import ChannelPermute, ChannelShuffle, SqueezeExcite, channel_dim
+from reconv.ops.dispatch import convolve_all
 from reconv.spec import (
     Block,
     Branches,
@@ -31,7 +32,38 @@ TRANSPOSED: tuple[type[conv._ConvTranspose], ...] = (conv.ConvTranspose1d, conv.
 
 
 class ChainLayer(nn.Sequential):
-    """One layer after the other; state-dict keys `0.weight`, `1.weight`, …"""
+    """One layer after the other; state-dict keys `0.weight`, `1.weight`, …
+
+    Plain convolutions are computed in one call where a kernel does that.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Tensor and (tensors := self._tensors()):
+            settings = tuple([(p.stride, p.padding, p.dilation, p.groups) for p in self._modules.values()])
+            output = convolve_all(input.ndim - 2, input, tensors, settings)
+            if output is not None:
+                return output
+        for part in self:
+            input = part(input)
+        return input
+
+    def _tensors(self) -> list[Tensor | None]:
+        """Weight and bias of each part; nothing where calling them would do more than convolve."""
+        tensors: list[Tensor | None] = []
+        for part in self._modules.values():
+            if type(part) is not conv.Conv2d or part.padding_mode != "zeros" or conv.is_uneven(part) or _hooked(part):
+                return []
+            tensors += (part._parameters.get("weight"), part._parameters.get("bias"))
+        return tensors
+
+
+def _hooked(module: nn.Module) -> bool:
+    hooks = nn.modules.module
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        or hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+    )  # fmt: skip
 
 
 class ConcatLayer(nn.ModuleList):

@@ -1,47 +1,33 @@
 """The native direct convolution of small channels-last maps (csrc/direct.cpp).
 
 On a small map the time of PyTorch's convolution is hardly its arithmetic: im2col, reordered weights and the way to the
-kernel cost more. This kernel has none of them, and one call of about ten microseconds.
+kernel cost more. This kernel has none of them.
 """
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from reconv.ops.native import native_isa
+from reconv.ops.native import library
+from reconv.ops.problem import Problem, channels_last_strides, is_channels_last
 
-DTYPES = (torch.float32, torch.float64)
-
-
-class Problem(NamedTuple):
-    """What the choice of a kernel depends on. Strides as torch has them; bias: its shape or None."""
-
-    dims: int
-    input: tuple[int, ...]
-    input_stride: tuple[int, ...]
-    weight: tuple[int, ...]
-    weight_stride: tuple[int, ...]
-    bias: tuple[int, ...] | None
-    stride: int | tuple[int, ...]
-    padding: str | int | tuple[int, ...]
-    dilation: int | tuple[int, ...]
-    groups: int
-    dtype: torch.dtype
-    threads: int
+FUNCTIONS = {torch.float32: "reconv_direct_f32", torch.float64: "reconv_direct_f64"}
 
 
 def refuse(problem: Problem) -> str | None:
     """Why the native direct convolution does not serve, or None."""
-    if native_isa() is None:
+    if library() is None:
         return "the package was built without native kernels"
     if problem.dims != 2 or len(problem.input) != 4 or not problem.input[0]:
         return "the input must be a batch of 2D maps"
-    if problem.dtype not in DTYPES:
-        return f"the dtype must be one of {', '.join(map(str, DTYPES))}"
+    if problem.dtype not in FUNCTIONS:
+        return f"the dtype must be one of {', '.join(map(str, FUNCTIONS))}"
     if problem.groups != 1:
         return "there must be one group"
     if not is_valid(problem):
@@ -54,11 +40,9 @@ def refuse(problem: Problem) -> str | None:
 
 def is_valid(problem: Problem) -> bool:
     """Whether PyTorch would take the arguments; where it does not, it shall say why."""
-    if (
-        len(problem.weight) != 4
-        or problem.input[1] != problem.weight[1]
-        or problem.bias not in (None, problem.weight[:1])
-    ):
+    if len(problem.weight) != 4 or problem.input[1] != problem.weight[1]:
+        return False
+    if problem.bias not in (True, (problem.weight[:1], (1,))):
         return False
     words = problem.padding in ("same", "valid")
     given = (problem.stride, problem.dilation, 0 if words else problem.padding)
@@ -68,37 +52,73 @@ def is_valid(problem: Problem) -> bool:
     pads = _pads(problem.padding, problem.weight, dilation)
     if min(*problem.weight, *problem.input[1:], *stride, *dilation) < 1 or min(pads) < 0:
         return False
-    room = [n + pads[2 * i] + pads[2 * i + 1] for i, n in enumerate(problem.input[2:])]
+    room = _room(problem.input, pads)
     fits = all(r > d * (k - 1) for r, d, k in zip(room, dilation, problem.weight[2:], strict=True))
     small = prod(problem.input[:2]) * prod(room) < 2**31 and prod(problem.weight) < 2**31
     return fits and small and (problem.padding != "same" or stride == (1, 1))
 
 
+def prepare(*problems: Problem) -> Callable[..., Tensor]:
+    """The function (input, weight, bias, weight, bias, …) that computes these convolutions one after the other.
+
+    Its output is channels_last.
+    """
+    first, last = problems[0], problems[-1]
+    n, channels, *size = first.input
+    dense = channels == 1 or first.input_stride[1] == 1
+    tables = [_table(problem) for problem in problems]
+    if not dense:
+        tables[0][X_STRIDES] = (channels * prod(size), channels * size[1], channels)
+    numbers = [number for table in tables for number in table]
+    shapes = (ctypes.c_int64 * len(numbers))(*numbers)
+    address, count = ctypes.addressof(shapes), len(problems)
+    out_channels, (high, wide) = last.weight[0], output_size(last)
+    out_shape, out_strides = (n, out_channels, high, wide), channels_last_strides((n, out_channels, high, wide))
+    function: Any = getattr(library(), FUNCTIONS[first.dtype])
+    pointers = ctypes.c_void_p * (2 + 2 * count)
+    dtype, empty = first.dtype, torch.empty_strided
+
+    def run(input: Tensor, *tensors: Tensor | None, alive: object = shapes) -> Tensor:
+        if not dense:
+            input = input.contiguous(memory_format=torch.channels_last)
+        output = empty(out_shape, out_strides, dtype=dtype)
+        places = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if function(count, address, pointers(input.data_ptr(), output.data_ptr(), *places)):
+            raise MemoryError(f"no memory for the convolutions {problems}")
+        return output
+
+    return run
+
+
+X_STRIDES = slice(17, 20)
+
+
+def _table(problem: Problem) -> list[int]:
+    """DirectShape of csrc/direct.hpp."""
+    n, c, height, width = problem.input
+    dilation = _pair(problem.dilation)
+    pads = _pads(problem.padding, problem.weight, dilation)
+    batch_stride, _, *strides = problem.input_stride
+    return [n, height, width, c, problem.weight[0], *output_size(problem), *problem.weight[2:], *_pair(problem.stride),
+            *dilation, *pads, batch_stride, *strides, *problem.weight_stride, problem.threads]  # fmt: skip
+
+
+def output_size(problem: Problem) -> tuple[int, int]:
+    """Height and width of the output."""
+    dilation = _pair(problem.dilation)
+    room = _room(problem.input, _pads(problem.padding, problem.weight, dilation))
+    steps = zip(room, dilation, problem.weight[2:], _pair(problem.stride), strict=True)
+    high, wide = ((r - d * (k - 1) - 1) // s + 1 for r, d, k, s in steps)
+    return high, wide
+
+
+def _room(input: tuple[int, ...], pads: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Height and width of the padded input."""
+    return input[2] + pads[0] + pads[1], input[3] + pads[2] + pads[3]
+
+
 def _is_pair(value: object) -> bool:
     return isinstance(value, tuple) and len(value) in (1, 2) and all(isinstance(n, int) for n in value)
-
-
-def run(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any,
-        groups: int) -> Tensor:  # fmt: skip
-    """The convolution; the output is channels_last."""
-    if input.stride(1) != 1 and input.shape[1] > 1:
-        input = input.contiguous(memory_format=torch.channels_last)
-    if bias is not None and bias.stride(0) != 1:
-        bias = bias.contiguous()
-    dilation = _pair(dilation)
-    return torch.ops.reconv.direct_conv2d.default(
-        input, weight, bias, *_pair(stride), *_pads(padding, weight.shape, dilation), *dilation
-    )
-
-
-def is_channels_last(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether PyTorch takes a tensor to be channels_last, by its strides alone where sizes of 1 leave it open."""
-    least = 0
-    for axis in (1, 3, 2, 0):
-        if strides[1] == 0 or shape[axis] == 0 or strides[axis] < least or (axis == 0 and least == strides[1]):
-            return False
-        least = strides[axis] * max(shape[axis], 1)
-    return True
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -14,36 +14,41 @@ from torch.nn import Parameter
 from torch.nn import functional as F
 
 from reconv.ops import direct
+from reconv.ops.problem import Problem, channels_last_strides
 
 Size = int | Sequence[int]
+Run = Callable[..., Tensor]  # of input, weight and bias
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way to compute a convolution. `refuse` tells why it does not serve a problem, or None."""
+    """One way to compute a convolution.
+
+    `refuse` tells why it does not serve a problem, or None; `prepare` makes the function that computes it.
+    """
 
     name: str
-    run: Callable[..., Tensor]  # (dims, input, weight, bias, stride, padding, dilation, groups)
-    refuse: Callable[[direct.Problem], str | None]
+    prepare: Callable[[Problem], Run]
+    refuse: Callable[[Problem], str | None]
 
 
 TORCH: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def _torch(dims: int, *arguments: Any) -> Tensor:
-    return TORCH[dims](*arguments)
+def _torch(problem: Problem) -> Run:
+    function, settings = TORCH[problem.dims], (problem.stride, problem.padding, problem.dilation, problem.groups)
+    return lambda input, weight, bias: function(input, weight, bias, *settings)
 
 
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "conv": (
-        Kernel("direct", direct.run, direct.refuse),
+        Kernel("direct", direct.prepare, direct.refuse),
         Kernel("torch", _torch, lambda problem: None),
     ),
 }
 
 
-@lru_cache(maxsize=4096)
-def choose(op: str, problem: direct.Problem) -> Kernel:
+def choose(op: str, problem: Problem) -> Kernel:
     """The first kernel of KERNELS[op] that does not refuse; the last, PyTorch, never does."""
     return next(kernel for kernel in KERNELS[op] if kernel.refuse(problem) is None)
 
@@ -51,14 +56,50 @@ def choose(op: str, problem: direct.Problem) -> Kernel:
 def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
              dilation: Size, groups: int) -> Tensor:  # fmt: skip
     """A convolution by the chosen kernel; arguments and result are those of torch.nn.functional's."""
-    if not is_plain(input, weight, bias):
-        return _torch(dims, input, weight, bias, stride, padding, dilation, groups)
-    problem = direct.Problem(
-        dims, tuple(input.shape), input.stride(), tuple(weight.shape), weight.stride(),
-        None if bias is None else tuple(bias.shape), _hashable(stride), _hashable(padding), _hashable(dilation), groups,
-        input.dtype, torch.get_num_threads(),
-    )  # fmt: skip
-    return choose("conv", problem).run(dims, input, weight, bias, stride, padding, dilation, groups)
+    if is_plain(input, weight, bias):
+        if type(stride) is list or type(padding) is list or type(dilation) is list:
+            stride, padding, dilation = (tuple(v) if type(v) is list else v for v in (stride, padding, dilation))
+        run = _prepared(dims, input.shape, input.stride(), weight.shape, weight.stride(),
+                        bias is None or (bias.shape, bias.stride()),
+                        stride, padding, dilation, groups, input.dtype, torch.get_num_threads())  # fmt: skip
+        return run(input, weight, bias)
+    return TORCH[dims](input, weight, bias, stride, padding, dilation, groups)
+
+
+@lru_cache(maxsize=4096)
+def _prepared(*problem: Any) -> Run:
+    known = Problem(*problem)
+    return choose("conv", known).prepare(known)
+
+
+def convolve_all(
+    dims: int, input: Tensor, tensors: Sequence[Tensor | None], settings: tuple[Any, ...]
+) -> Tensor | None:
+    """Convolutions one after the other in one call; None where no kernel does that.
+
+    Args:    tensors: weight and bias of each. settings: (stride, padding, dilation, groups) of each, as tuples.
+    """
+    if not is_plain(input, *tensors):
+        return None
+    kinds = tuple([t is None or (t.shape, t.stride()) for t in tensors])
+    run = _prepared_all(dims, input.shape, input.stride(), kinds, settings, input.dtype, torch.get_num_threads())
+    return run(input, *tensors) if run else None
+
+
+@lru_cache(maxsize=4096)
+def _prepared_all(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
+                  settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> Run | None:  # fmt: skip
+    problems = []
+    for (weight, weight_stride), bias, each in zip(kinds[::2], kinds[1::2], settings, strict=True):
+        stride, padding, dilation, groups = each
+        problem = Problem(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups, dtype,
+                          threads)  # fmt: skip
+        if choose("conv", problem).name != "direct":
+            return None
+        problems.append(problem)
+        shape = (shape[0], weight[0], *direct.output_size(problem))
+        strides = channels_last_strides(shape)
+    return direct.prepare(*problems)
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -67,27 +108,31 @@ def is_plain(*tensors: Tensor | None) -> bool:
     Elsewhere (autograd, torch.compile, export, tracing, functorch, dispatch modes, autocast) PyTorch's own operators
     are what the surroundings know.
     """
-    dtype = getattr(tensors[0], "dtype", None)
-    for tensor in tensors:
-        if tensor is not None and not (
-            type(tensor) in _ORDINARY and tensor.is_cpu and tensor.dtype is dtype and tensor.layout is torch.strided
-        ):
-            return False
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        return False
-    return not (
+    if (
         torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _tracing() is not None
+        or _dispatch_modes()
+        or _function_modes()
+        or _functorch() is not None
         or forward_ad._current_level >= 0
         or torch.is_autocast_enabled("cpu")
-    )
+    ):
+        return False
+    dtype, grad = getattr(tensors[0], "dtype", None), torch.is_grad_enabled()
+    for tensor in tensors:
+        if tensor is not None and (
+            ((kind := type(tensor)) is not Tensor and kind is not Parameter)
+            or tensor.dtype is not dtype
+            or not tensor.is_cpu
+            or tensor.layout is not _strided
+            or tensor.is_neg()  # a view that negates: its memory is not its value
+            or (grad and tensor.requires_grad)
+        ):
+            return False
+    return True
 
 
-_ORDINARY = (Tensor, Parameter)
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+_strided = torch.strided
+_tracing = torch._C._get_tracing_state
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_functorch = torch._C._functorch.peek_interpreter_stack

@@ -21,9 +21,13 @@ def to_layout(model: nn.Module, layout: str) -> nn.Module:
 
 
 def laid_out(tensor: Tensor, layout: str) -> Tensor:
-    """The tensor in a memory format, where its number of dimensions knows one."""
+    """The tensor in a memory format, where its number of dimensions knows one.
+
+    `Tensor.contiguous` leaves the strides where sizes of 1 let both formats fit (one input channel, say), but PyTorch
+    chooses a convolution's format by the strides.
+    """
     if layout == "channels_last" and tensor.dim() in _CHANNELS_LAST:
-        return tensor.contiguous(memory_format=_CHANNELS_LAST[tensor.dim()])
+        return torch.empty_like(tensor, memory_format=_CHANNELS_LAST[tensor.dim()]).copy_(tensor)
     return tensor.contiguous()
 
 
