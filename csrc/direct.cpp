@@ -9,7 +9,7 @@
 namespace reconv::RECONV_ISA {
 namespace {
 
-constexpr std::int64_t MACS_PER_THREAD = 4'000'000; // a smaller part is done before a sleeping thread has woken up
+constexpr std::int64_t MACS_PER_THREAD = 1'000'000; // a smaller part is done before a sleeping thread has woken up
 constexpr int MOST_VECTORS = RECONV_REGISTERS == 32 ? 4 : 2;
 
 // How many positions a tile has with V vectors: accumulators, weights and one input value fit the registers.

@@ -46,8 +46,8 @@ def svg(run: Path) -> str:
            "after</text>"]  # fmt: skip
     for i, (name, old, new, before, after) in enumerate(rows):
         y = 56 + i * ROW
-        out += [f"<text x='0' y='{y + 10}'>{escape(name)}</text>", f"<text class='small' x='0' y='{y + 23}'>{old}</text>",
-                f"<title>{escape(new)}</title>"]  # fmt: skip
+        out += [f"<text x='0' y='{y + 10}'>{escape(name)}<title>{escape(new)}</title></text>",
+                f"<text class='small' x='0' y='{y + 23}'>{old}</text>"]  # fmt: skip
         for k, (kind, ms) in enumerate((("before", before), ("after", after))):
             top = y + k * (BAR + 1)
             out += [f"<rect class='{kind}' x='{LABEL}' y='{top}' width='{max(1, ms * scale):.1f}' height='{BAR}'/>",

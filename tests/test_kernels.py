@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cases import CONVS, Case, conv_specs, fill, whole_numbers
@@ -13,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import reconv
 from reconv.errors import ConvError
 from reconv.layers import build, compose
-from reconv.ops import dispatch, reference
+from reconv.ops import direct, dispatch, reference
 from reconv.ops.native import native_isa
 from reconv.spec import ConvSpec, output_shape, parse
 from reconv.targets import laid_out, to_layout
@@ -81,6 +86,12 @@ def check(spec: ConvSpec, tensors: list) -> None:
     assert got.dtype == want.dtype
 
 
+@pytest.fixture(autouse=True)
+def measured_here(monkeypatch):
+    """The choice is tested as on a processor with results."""
+    monkeypatch.setattr(direct, "MEASURED", (native_isa(),))
+
+
 def test_the_kernels_were_built():
     assert native_isa() in ("avx512", "avx2", "baseline")
 
@@ -90,6 +101,32 @@ def test_the_kernels_were_built():
 @pytest.mark.parametrize("case", DENSE.values(), ids=DENSE.keys())
 def test_direct_equals_torch_exactly(case, dtype, layout):
     check(case.block, operands(case.block, case.input_shape, dtype, layout))
+
+
+EACH_ISA = """
+import test_kernels as t
+from reconv.ops import direct
+from reconv.ops.native import native_isa
+from reconv.ops.problem import Problem
+for case in t.DENSE.values():
+    for dtype in direct.FUNCTIONS:
+        spec = case.block
+        x, weight, bias = t.operands(spec, case.input_shape, dtype)
+        if spec.even_padding is not None:
+            of_bias = bias is None or (bias.shape, bias.stride())
+            problem = Problem(2, x.shape, x.stride(), weight.shape, weight.stride(), of_bias, spec.stride,
+                              spec.even_padding, spec.dilation, 1, dtype, 1)
+            assert t.torch.equal(direct.prepare(problem)(x, weight, bias), t.wanted(spec, x, weight, bias)), case
+print(native_isa())
+"""
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set_gives_the_same(isa):
+    """On a processor that has less, the best that it has."""
+    run = subprocess.run([sys.executable, "-c", EACH_ISA], env=os.environ | {"RECONV_ISA": isa},
+                         cwd=Path(__file__).parent, capture_output=True, text=True, check=True)  # fmt: skip
+    assert run.stdout.strip() == min(isa, native_isa(), key=["baseline", "avx2", "avx512"].index)
 
 
 @given(conv_specs(dims=2), st.integers(1, 40), st.integers(1, 40), st.integers(1, 30))
@@ -159,6 +196,8 @@ PROBLEMS = {  # conv2d's arguments, and which kernel takes them
     "bfloat16": (lambda x, w: (x.bfloat16(), w.bfloat16()), "torch"),
     "complex": (lambda x, w: (x + 0j, w + 0j), "torch"),
     "batch 0": (lambda x, w: (x[:0], w), "torch"),
+    "many multiply-accumulates": (lambda x, w: (x.repeat(1, 1, 32, 32), w.repeat(8, 1, 1, 1)), "torch"),
+    "many weights": (lambda x, w: (x, w.repeat(400, 1, 2, 2)), "torch"),
     "training": (lambda x, w: (x, w.requires_grad_()), "torch"),
 }
 

@@ -1,7 +1,8 @@
 """The native direct convolution of small channels-last maps (csrc/direct.cpp).
 
 On a small map the time of PyTorch's convolution is hardly its arithmetic: im2col, reordered weights and the way to the
-kernel cost more. This kernel has none of them.
+kernel cost more. This kernel has none of them. It packs the weights at each call, so that large ones are better left
+to PyTorch. The limits are from `python benchmarks/kernels.py benchmarks/problems/small_maps.txt`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reconv.ops.native import library
+from reconv.ops.native import library, native_isa
 from reconv.ops.problem import Problem, channels_last_strides, is_channels_last
 
+MEASURED = ("avx512",)  # instruction sets with results; others route to PyTorch
+MOST_MACS, MOST_WEIGHTS = 16_000_000, 2**17
 FUNCTIONS = {torch.float32: "reconv_direct_f32", torch.float64: "reconv_direct_f64"}
 
 
 def refuse(problem: Problem) -> str | None:
     """Why the native direct convolution does not serve, or None."""
-    if library() is None:
+    if native_isa() is None:
         return "the package was built without native kernels"
+    if native_isa() not in MEASURED:
+        return f"it has not been measured on {native_isa()}"
     if problem.dims != 2 or len(problem.input) != 4 or not problem.input[0]:
         return "the input must be a batch of 2D maps"
     if problem.dtype not in FUNCTIONS:
@@ -35,6 +40,9 @@ def refuse(problem: Problem) -> str | None:
     if not (is_channels_last(problem.input, problem.input_stride)
             or is_channels_last(problem.weight, problem.weight_stride)):  # fmt: skip
         return "input or weight must be channels_last, as then PyTorch's output is, too"
+    weights = prod(problem.weight)
+    if weights > MOST_WEIGHTS or weights * problem.input[0] * prod(output_size(problem)) > MOST_MACS:
+        return f"PyTorch is faster beyond {MOST_WEIGHTS} weights or {MOST_MACS} multiply-accumulates"
     return None
 
 
