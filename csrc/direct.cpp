@@ -29,6 +29,7 @@ template <class T> struct Work {
   std::int64_t x_n, x_h, x_w;         // strides of the padded input
   std::int64_t out_h, out_w, stride_h, stride_w;
   Window window;
+  bool relu;
 };
 
 template <class T, int P, int V>
@@ -54,6 +55,8 @@ template <class T, int P, int V>
         });
       }
     }
+  if (work.relu)
+    unrolled<P>([&](auto p) { unrolled<V>([&](auto v) { acc[p][v] = acc[p][v] < 0 ? Vector<T>{} : acc[p][v]; }); });
   unrolled<P>([&](auto p) {
     unrolled<V>([&](auto v) {
       T *to = y + p * out_channels + v * L;
@@ -137,7 +140,7 @@ template <class T> T *pack(const DirectShape &d, const T *w, const T *b, std::in
 // The input with zeros around it, or the input itself where none are wanted.
 template <class T> Work<T> padded(const DirectShape &d, const T *x) {
   Work<T> work{.x = x, .packed = nullptr, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
-               .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}};
+               .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}, .relu = d.relu != 0};
   if (d.top || d.bottom || d.left || d.right) {
     const std::int64_t c = d.in_channels, h = d.height + d.top + d.bottom, w = d.width + d.left + d.right;
     T *to = padded_input.of<T>(d.batch * h * w * c);

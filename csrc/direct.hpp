@@ -13,7 +13,7 @@ struct DirectShape {
   std::int64_t top, bottom, left, right; // zeros around x
   std::int64_t x_n, x_h, x_w;            // strides of x, in elements
   std::int64_t w_o, w_c, w_h, w_w;       // strides of w
-  std::int64_t threads;
+  std::int64_t threads, relu; // relu: what is negative becomes 0
 };
 
 // Runs body(context, begin, end) over 0 … count, on as many threads as find a part of at least `grain`.

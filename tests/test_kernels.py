@@ -312,7 +312,10 @@ APART = {  # what makes the parts of a chain more than their convolutions
     "a hook on a part": lambda layer: layer[1].register_forward_hook(lambda m, i, o: o + 1),
     "a hook before a part": lambda layer: layer[0].register_forward_pre_hook(lambda m, i: (i[0] + 1,)),
     "a parametrisation": _weight_normed,
-    "a part of another kind": lambda layer: layer.insert(1, torch.nn.ReLU()),
+    "a part of another kind": lambda layer: layer.insert(1, torch.nn.SiLU()),
+    "a subclass of ReLU": lambda layer: layer.append(torch.nn.ReLU6()),
+    "a ReLU before": lambda layer: layer.insert(0, torch.nn.ReLU()),
+    "a hook on a ReLU": lambda layer: layer.append(torch.nn.ReLU())[-1].register_forward_hook(lambda m, i, o: o + 1),
     "a bfloat16 part": lambda layer: layer.bfloat16(),
 }
 
@@ -322,7 +325,7 @@ def test_a_chain_whose_parts_do_more_is_computed_part_by_part(change):
     layer, x, _ = chain(*CHAINS["bottleneck"][:2])
     assert in_one_call(layer, x)[1]
     change(layer)
-    x = x.to(layer[0].weight.dtype)
+    x = x.to(next(layer.parameters()).dtype)
     output, together = in_one_call(layer, x)
     wanted = x
     with torch.no_grad():
@@ -330,6 +333,30 @@ def test_a_chain_whose_parts_do_more_is_computed_part_by_part(change):
             wanted = part(wanted)
     assert torch.equal(output, wanted)
     assert not together
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("at", [[1], [1, 3], [3], [2, 4]], ids=str)
+def test_a_chain_takes_relus_along(at, dtype):
+    layer, x, _ = chain(*CHAINS["bottleneck"][:2], dtype)
+    for position in at:
+        layer.insert(position, torch.nn.ReLU(inplace=position % 2 == 0))
+    output, together = in_one_call(layer, x)
+    assert together
+    assert (output < 0).any().item() is (at[-1] < len(layer) - 1)
+    with torch.no_grad():
+        for part in layer:
+            x = part(x)
+    assert torch.equal(output, x)
+
+
+def test_relu_keeps_what_is_no_number():
+    layer, x, _ = chain(*CHAINS["two"][:2])
+    layer.append(torch.nn.ReLU())
+    x[0, 3, 2, 2] = torch.nan
+    output, together = in_one_call(layer, x)
+    assert together
+    assert torch.equal(output.isnan().any(1), x.isnan().any(1))
 
 
 CHANGES = {  # of the parts, between two calls
@@ -346,7 +373,7 @@ def test_a_chain_follows_what_is_changed(change):
     layer, x, _ = chain(*CHAINS["bottleneck"][:2])
     in_one_call(layer, x)
     change(layer)
-    x = x.to(layer[0].weight.dtype)
+    x = x.to(next(layer.parameters()).dtype)
     wanted = x
     with torch.no_grad():
         for part in layer:

@@ -14,6 +14,7 @@ from reconv.layers import conv
 from reconv.layers.mixing import ChannelPermute, ChannelShuffle, SqueezeExcite, channel_dim
 from reconv.ops.dispatch import convolve_all
 from reconv.spec import (
+    Activation,
     Block,
     Branches,
     Chain,
@@ -34,36 +35,40 @@ TRANSPOSED: tuple[type[conv._ConvTranspose], ...] = (conv.ConvTranspose1d, conv.
 class ChainLayer(nn.Sequential):
     """One layer after the other; state-dict keys `0.weight`, `1.weight`, …
 
-    Plain convolutions are computed in one call where a kernel does that.
+    Plain convolutions, with ReLUs behind them, are computed in one call where a kernel does that.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and (tensors := self._tensors()):
-            settings = tuple([(p.stride, p.padding, p.dilation, p.groups) for p in self._modules.values()])
-            output = convolve_all(input.ndim - 2, input, tensors, settings)
+        if type(input) is Tensor and (parts := self._convolutions()):
+            output = convolve_all(input.ndim - 2, input, *parts)
             if output is not None:
                 return output
         for part in self:
             input = part(input)
         return input
 
-    def _tensors(self) -> list[Tensor | None]:
-        """Weight and bias of each part; nothing where calling them would do more than convolve."""
+    def _convolutions(self) -> tuple[list[Tensor | None], tuple[Any, ...]] | None:
+        """Weights, biases and settings of all parts; None where calling them would do more than convolve."""
         tensors: list[Tensor | None] = []
+        settings: list[tuple[Any, ...]] = []
+        if _everywhere._global_forward_hooks or _everywhere._global_forward_pre_hooks:
+            return None
         for part in self._modules.values():
-            if type(part) is not conv.Conv2d or part.padding_mode != "zeros" or conv.is_uneven(part) or _hooked(part):
-                return []
-            tensors += (part._parameters.get("weight"), part._parameters.get("bias"))
-        return tensors
+            kind = type(part)
+            if part is None or part._forward_hooks or part._forward_pre_hooks:
+                return None
+            if kind is conv.Conv2d and part.padding_mode == "zeros":
+                parameters = part._parameters
+                tensors += (parameters.get("weight"), parameters.get("bias"))
+                settings.append((part.stride, part.padding, part.dilation, part.groups, False))
+            elif kind is nn.ReLU and settings:
+                settings[-1] = (*settings[-1][:-1], True)
+            else:
+                return None
+        return tensors, tuple(settings)
 
 
-def _hooked(module: nn.Module) -> bool:
-    hooks = nn.modules.module
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        or hooks._global_forward_hooks or hooks._global_forward_pre_hooks or hooks._global_backward_hooks
-        or hooks._global_backward_pre_hooks
-    )  # fmt: skip
+_everywhere = nn.modules.module  # where PyTorch keeps the hooks of all modules
 
 
 class ConcatLayer(nn.ModuleList):
@@ -134,6 +139,8 @@ def block_of(layer: nn.Module) -> Block:
             return Permute(layer.index.numel())
         case SqueezeExcite():
             return Gate(layer.reduction)
+        case nn.ReLU() if type(layer) is nn.ReLU:
+            return Activation("relu")
     raise conv_error("block_of", "the layer must be a convolution of torch.nn or a layer of reconv.nn",
                      got={"layer": type(layer).__name__}, also=TypeError)  # fmt: skip
 
@@ -168,6 +175,8 @@ class _Builder:
                 return ChannelPermute(block.channels, self.dims, self.device)
             case Gate():
                 return SqueezeExcite(_known(channels, block), block.reduction, self.dims, self.device, self.dtype)
+            case Activation():
+                return nn.ReLU()
             case Deform():
                 raise conv_error("build", "the block must be one that has a layer", do="Deformable ones come later.",
                                  spec=block, also=NotImplementedError)  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from math import prod
+from struct import Struct
 from typing import Any
 
 import torch
@@ -83,15 +84,14 @@ def prepare(*problems: Problem) -> Callable[..., Tensor]:
     out_channels, (high, wide) = last.weight[0], output_size(last)
     out_shape, out_strides = (n, out_channels, high, wide), channels_last_strides((n, out_channels, high, wide))
     function: Any = getattr(library(), FUNCTIONS[first.dtype])
-    pointers = ctypes.c_void_p * (2 + 2 * count)
-    dtype, empty = first.dtype, torch.empty_strided
+    pack = Struct(f"{2 + 2 * count}P").pack  # pointers as bytes: cheaper than a ctypes array
 
     def run(input: Tensor, *tensors: Tensor | None, alive: object = shapes) -> Tensor:
         if not dense:
             input = input.contiguous(memory_format=torch.channels_last)
-        output = empty(out_shape, out_strides, dtype=dtype)
-        places = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        if function(count, address, pointers(input.data_ptr(), output.data_ptr(), *places)):
+        output = input.new_empty_strided(out_shape, out_strides)
+        places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        if function(count, address, pack(input.data_ptr(), output.data_ptr(), *places)):
             raise MemoryError(f"no memory for the convolutions {problems}")
         return output
 
@@ -107,8 +107,9 @@ def _table(problem: Problem) -> list[int]:
     dilation = _pair(problem.dilation)
     pads = _pads(problem.padding, problem.weight, dilation)
     batch_stride, _, *strides = problem.input_stride
-    return [n, height, width, c, problem.weight[0], *output_size(problem), *problem.weight[2:], *_pair(problem.stride),
-            *dilation, *pads, batch_stride, *strides, *problem.weight_stride, problem.threads]  # fmt: skip
+    window = (*problem.weight[2:], *_pair(problem.stride), *dilation, *pads)
+    return [n, height, width, c, problem.weight[0], *output_size(problem), *window, batch_stride, *strides,
+            *problem.weight_stride, problem.threads, problem.relu]  # fmt: skip
 
 
 def output_size(problem: Problem) -> tuple[int, int]:

@@ -77,7 +77,8 @@ def convolve_all(
 ) -> Tensor | None:
     """Convolutions one after the other in one call; None where no kernel does that.
 
-    Args:    tensors: weight and bias of each. settings: (stride, padding, dilation, groups) of each, as tuples.
+    Args:    tensors: weight and bias of each. settings: (stride, padding, dilation, groups) of each, as tuples,
+             and whether a ReLU follows it.
     """
     if not is_plain(input, *tensors):
         return None
@@ -91,9 +92,9 @@ def _prepared_all(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], k
                   settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> Run | None:  # fmt: skip
     problems = []
     for (weight, weight_stride), bias, each in zip(kinds[::2], kinds[1::2], settings, strict=True):
-        stride, padding, dilation, groups = each
+        stride, padding, dilation, groups, relu = each
         problem = Problem(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups, dtype,
-                          threads)  # fmt: skip
+                          threads, relu)  # fmt: skip
         if choose("conv", problem).name != "direct":
             return None
         problems.append(problem)
@@ -115,13 +116,13 @@ def is_plain(*tensors: Tensor | None) -> bool:
         or _function_modes()
         or _functorch() is not None
         or forward_ad._current_level >= 0
-        or torch.is_autocast_enabled("cpu")
+        or _autocast("cpu")
     ):
         return False
     dtype, grad = getattr(tensors[0], "dtype", None), torch.is_grad_enabled()
     for tensor in tensors:
         if tensor is not None and (
-            ((kind := type(tensor)) is not Tensor and kind is not Parameter)
+            ((kind := type(tensor)) is not Parameter and kind is not Tensor)
             or tensor.dtype is not dtype
             or not tensor.is_cpu
             or tensor.layout is not _strided
@@ -132,6 +133,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return True
 
 
+_autocast = torch.is_autocast_enabled
 _strided = torch.strided
 _tracing = torch._C._get_tracing_state
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack

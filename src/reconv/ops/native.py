@@ -27,7 +27,7 @@ def library() -> ctypes.CDLL | None:
         return None
     loaded.reconv_isa.restype = ctypes.c_char_p
     for name in ("reconv_direct_f32", "reconv_direct_f64"):
-        getattr(loaded, name).argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+        getattr(loaded, name).argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
     return loaded
 
 

@@ -25,6 +25,7 @@ class Problem(NamedTuple):
     groups: int
     dtype: torch.dtype
     threads: int
+    relu: bool = False  # what is negative becomes 0
 
 
 def is_channels_last(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:

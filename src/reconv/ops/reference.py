@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reconv.errors import conv_error
-from reconv.spec import Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle
+from reconv.spec import Activation, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle
 from reconv.spec.geometry import axis_length
 
 Array = NDArray[np.float64]
@@ -44,6 +44,8 @@ def run(block: Block, tensors: Mapping[str, Any], x: Any) -> Array:
             return x[:, _array(tensors["index"]).astype(int)]
         case Gate():
             return gate(x, {name: _array(tensor) for name, tensor in tensors.items()})
+        case Activation():
+            return np.maximum(x, 0)
         case Deform():
             raise conv_error("reference.run", "the block must not be deformable yet", spec=block,
                              also=NotImplementedError)  # fmt: skip
