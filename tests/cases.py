@@ -11,7 +11,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reconv.spec import Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle, parse
+from reconv.spec import Activation, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle, parse
+from reconv.spec.block import ACTIVATIONS
 from reconv.spec.conv import PADDING_MODES
 
 
@@ -96,6 +97,10 @@ BLOCKS = _table({
     "gate": ("ic3oc8k3x3p1 -> se(4)", (2, 3, 6, 5)),
     "gate alone": ("se(16)", (2, 5, 4)),
     "gated branches, 3d": ("(se(2) -> ic4oc3k1x1x1 | shuffle(2) -> se(1))", (2, 4, 3, 2, 4)),
+    "activation": ("relu", (2, 5, 4)),
+    "chain with activation": ("ic4oc6k3x3p1 -> relu", (2, 4, 7, 6)),
+    "activations in a chain, 1d": ("relu -> ic3oc4k3p0:1 -> relu -> ic4oc2k1nb -> relu", (2, 3, 9)),
+    "activated branches, 3d": ("(ic3oc3k1x1x1 -> relu + relu) -> permute(3)", (2, 3, 3, 2, 4)),
 })  # fmt: skip
 
 # Described, costed and drawn; their layers come later.
@@ -156,6 +161,7 @@ def blocks() -> st.SearchStrategy[Block]:
         | st.builds(Shuffle, number)
         | st.builds(Permute, number)
         | st.builds(Gate, number)
+        | st.builds(Activation, st.sampled_from(ACTIVATIONS))
         | st.builds(lambda conv, modulated: Deform(conv, conv.in_channels, modulated), plain, st.booleans())
     )
 

@@ -30,6 +30,23 @@ def make_site(block: Block | str, dtype: torch.dtype = torch.float64, norm: bool
     return Site(**{"name": "conv", "block": block, "tensors": tensors, "norm": affine} | changes)
 
 
+FOLLOWED = {  # what must follow a site for these rules
+    "fold_batch_norm": {"norm": True},
+    "fuse_activation": {"activation": "relu", "activation_kind": "relu"},
+}
+
+
+def site_for(rule: Rule, block: Block | str, dtype: torch.dtype = torch.float64, **changes: object) -> Site:
+    """A site with the neighbours that the rule asks for."""
+    return make_site(block, dtype, **FOLLOWED.get(rule.name, {}) | changes)
+
+
+def followed(site: Site, output: Tensor) -> Tensor:
+    """What the neighbours of a site make of its output."""
+    output = affine(site.norm, output) if site.norm else output
+    return output.relu() if site.activation_kind == "relu" else output
+
+
 def randn(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
 

@@ -51,6 +51,7 @@ CASES = {
     "channels last": (rewritten().to(memory_format=torch.channels_last), IMAGE, True),
     "inputs and outputs": (Tree(), (torch.ones(1, 2), IMAGE, torch.ones(1, 5)), True),
     "fixed batch": (FixedBatch(), IMAGE, False),
+    "fused activations": (tower(build(parse("ic3oc8k3x3p1 -> relu -> ic8oc4k1x1g2 -> relu"))), IMAGE, True),
     "1D": (nn.Sequential(build(parse("ic2oc6k5p2d1 -> ic6oc3k1"))), torch.ones(3, 2, 11), True),
 }
 

@@ -96,6 +96,7 @@ KEYS = [
      ["0.index", "1.0.weight", "1.1.0.weight", "1.1.1.weight", "1.1.1.bias"]),
     ("(ic6oc4k1nb + ic6oc4k1nb)", ["0.weight", "1.weight"]),
     ("shuffle(2) -> ic6oc4k1t", ["1.weight", "1.bias"]),
+    ("ic6oc4k1 -> relu -> ic4oc2k1nb", ["0.weight", "0.bias", "2.weight"]),
     ("ic6oc4k1nb -> se(2)", ["0.weight", "1.reduce.weight", "1.reduce.bias", "1.expand.weight", "1.expand.bias"]),
 ]  # fmt: skip
 
@@ -124,7 +125,11 @@ def replaced_forward() -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(3, 3), Scaled(3, 3, 1), replaced_forward(), nn.Identity()], ids=repr)
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(3, 3), Scaled(3, 3, 1), replaced_forward(), nn.Identity(), nn.ReLU6(), type("Leak", (nn.ReLU,), {})()],
+    ids=repr,
+)
 def test_block_of_refuses_what_is_more_than_its_block(layer):
     with pytest.raises(ConvError, match="block_of: the layer must be a convolution") as caught:
         block_of(layer)

@@ -100,6 +100,7 @@ PLAN = Plan(
     edits=(
         Edit("a.0", "separable", parse("ic4oc4k3x3p1g4nb -> ic4oc8k1x1"), 0.125, 0.5),
         Edit("a.0", "fold_batch_norm", parse("ic4oc4k3x3p1g4nb -> ic4oc8k1x1"), 0.0, None, ("a.1",)),
+        Edit("a.0", "fuse_activation", parse("ic4oc4k3x3p1g4nb -> ic4oc8k1x1 -> relu"), 0.0, None, ("a.2",)),
     ),
     refusals=(Refusal("b", "*", "functional"), Refusal("a.0", "bottleneck", "too small")),
     model={"ref": "timm:resnet18", "hash": "abc"}, budget="latency=0.5", target="torch", layout="channels_last",
@@ -328,6 +329,7 @@ def network(seed: int = 0) -> nn.Module:
 
 IMAGE = torch.linspace(-2, 2, 3 * 11 * 13).sin().reshape(1, 3, 11, 13)
 FAKE = FakeTarget()
+EXACT = {"fold_batch_norm", "fuse_activation"}
 
 
 def latency(model: nn.Module, target: FakeTarget = FAKE) -> float:
@@ -390,7 +392,7 @@ def test_every_edit_measured_faster_on_an_engine_where_groups_are_slow():
     """Where groups cost fifty times as much, no separable and no grouped convolution is chosen, and it is said why."""
     slow = FakeTarget(grouped=50.0)
     made = plan(network(), IMAGE, "latency=0.5", None, slow)
-    changed = [edit for edit in made.edits if edit.rule != "fold_batch_norm"]
+    changed = [edit for edit in made.edits if edit.rule not in EXACT]
     assert changed
     assert {edit.rule for edit in changed} <= {"asymmetric", "bottleneck"}
     model = network()
@@ -402,9 +404,9 @@ def test_every_edit_measured_faster_on_an_engine_where_groups_are_slow():
 
 
 def test_nothing_that_is_slower_as_a_whole_is_planned():
-    """Where every layer costs the same whatever it computes, more layers are slower: nothing but folding helps."""
+    """Where every layer costs the same whatever it computes, more layers are slower: only exact rules help."""
     made = plan(network(), IMAGE, "latency=0.5", None, FakeTarget(mac=0.0))
-    assert {edit.rule for edit in made.edits} == {"fold_batch_norm"}
+    assert {edit.rule for edit in made.edits} == EXACT
     assert made.latency_ratio < 1
     assert not made.met
 
@@ -425,11 +427,13 @@ def test_a_network_in_channels_last_stays_so_where_nothing_is_faster():
     assert (made.layout, made.edits, made.latency_ratio, made.met) == ("channels_last", (), 1.0, True)
 
 
-def test_exact_rules_without_a_budget_fold():
+def test_exact_rules_without_a_budget_fold_and_fuse():
     model = network()
     made = plan(model, IMAGE, None, None, FAKE, rules="exact")
     assert [(e.site, e.rule, e.error, e.absorbs) for e in made.edits] == [
-        ("0", "fold_batch_norm", 0.0, ("1",)), ("3", "fold_batch_norm", 0.0, ("4",))]  # fmt: skip
+        ("0", "fold_batch_norm", 0.0, ("1",)), ("3", "fold_batch_norm", 0.0, ("4",)),
+        ("0", "fuse_activation", 0.0, ("2",)), ("3", "fuse_activation", 0.0, ("5",)),
+        ("6", "fuse_activation", 0.0, ("7",))]  # fmt: skip
     assert all(edit.latency_ms > 0 for edit in made.edits)
     assert made.met
     torch.testing.assert_close(apply(model, made, IMAGE)(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-5)
@@ -442,7 +446,7 @@ def test_smaller_rules_ask_for_a_budget():
             plan(network(), IMAGE, rules=rules, target=FAKE)
         assert isinstance(caught.value, ValueError)
     made = plan(network(), IMAGE, target=FAKE)  # beside exact ones they are refused only
-    assert {e.rule for e in made.edits} == {"fold_batch_norm"}
+    assert {e.rule for e in made.edits} == EXACT
     assert {r.rule for r in made.refusals if "needs a budget" in r.reason} == {
         "separable", "asymmetric", "bottleneck", "shuffled_group"}  # fmt: skip
 
@@ -477,7 +481,7 @@ def test_each_rule_that_does_not_serve_says_why():
     done = {(e.site, e.rule) for e in made.edits}
     assert ("6", "fold_batch_norm") in said
     assert all(r.reason for r in made.refusals)
-    assert not {(s, r) for s, r in said if r == "fold_batch_norm"} & done
+    assert not {(s, r) for s, r in said if r in EXACT} & done
 
 
 @pytest.mark.parametrize(

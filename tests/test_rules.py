@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from handmade import affine, distance, input_of, make_site, randn, random, rewritten, run
+from handmade import affine, distance, followed, input_of, make_site, randn, random, rewritten, run, site_for
 
 from reconv.errors import ConvError
 from reconv.layers import build
@@ -16,7 +16,7 @@ from reconv.spec import ConvSpec, convs, macs, output_shape
 from reconv.surgery.sites import ConvCall, Site
 
 SMALLER = rules_named("smaller")
-(FOLD,) = rules_named("fold_batch_norm")
+FOLD, FUSE = rules_named("fold_batch_norm", "fuse_activation")
 
 CASES = {
     "1D": "ic6oc8k5p2",
@@ -54,6 +54,7 @@ NO_SPATIAL_PART = "1×1: it has no spatial part to separate"
 
 REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does not name is exact at full rank
     "fold_batch_norm": {},
+    "fuse_activation": {},
     "separable": {
         "depthwise": NOTHING_TO_SEPARATE,
         "depthwise, transposed": NOTHING_TO_SEPARATE,
@@ -92,7 +93,7 @@ def test_every_rule_has_a_row_and_every_refusal_names_a_case():
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_exact_at_full_rank_or_refused(rule, case):
-    site = make_site(CASES[case], norm=rule is FOLD)
+    site = site_for(rule, CASES[case])
     reason = REFUSED[rule.name].get(case)
     assert rule.refuse(site) == reason
     if reason:
@@ -100,9 +101,7 @@ def test_exact_at_full_rank_or_refused(rule, case):
             rule.propose(site)
         return
     input = input_of(site.block)
-    expected = run(site.block, site.tensors, input)
-    if site.norm:
-        expected = affine(site.norm, expected)
+    expected = followed(site, run(site.block, site.tensors, input))
     for proposal in rule.full(site):
         weights = rule.init(site, proposal)
         output = run(proposal.block, weights.tensors, input)
@@ -220,13 +219,14 @@ def test_an_ordinary_convolution_gets_proposals(rule, text):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_dtype_stays_and_the_error_counts_its_rounding(rule, dtype, tolerance):
-    site = make_site("ic6oc8k3x3p1", dtype, norm=True)
+    site = site_for(rule, "ic6oc8k3x3p1", dtype)
     for proposal in [*rule.full(site), *rule.propose(site)]:
         weights = rule.init(site, proposal)
         assert {t.dtype for name, t in weights.tensors.items() if not name.endswith("index")} == {dtype}
         assert weights.tensors.keys() == build(proposal.block).state_dict().keys()
         if proposal in rule.full(site):
-            assert 0 < weights.error <= tolerance
+            assert (weights.error == 0) == (rule is FUSE)  # which computes nothing anew
+            assert weights.error <= tolerance
 
 
 def test_weights_too_large_for_their_dtype_are_an_error():
@@ -318,3 +318,43 @@ def test_batch_norm_folds_before_or_after_another_rule(rule):
     expected = affine(site.norm, run(site.block, site.tensors, input))
     for full in rule.full(folded):
         assert distance(expected, rewritten(rule, folded, full, input)) <= 1e-10
+
+
+# -- fuse_activation ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("text, fused, prefix", [
+    *[(text, f"{text} -> relu", "0.") for text in CASES.values()],
+    ("ic6oc8k3x3p1nb -> ic8oc6k1x1", "ic6oc8k3x3p1nb -> ic8oc6k1x1 -> relu", ""),
+    ("permute(6) -> ic6oc8k3x3p1g2nb -> shuffle(4)", "permute(6) -> ic6oc8k3x3p1g2nb -> shuffle(4) -> relu", ""),
+    ("ic6oc8k1 -> relu -> ic8oc8k3p1g8", "ic6oc8k1 -> relu -> ic8oc8k3p1g8 -> relu", ""),
+    ("ic6oc8k3x3 -> se(2)", "ic6oc8k3x3 -> se(2) -> relu", ""),
+    ("(ic6oc4k3x3p1 | ic6oc2k1x1nb -> permute(2))", "(ic6oc4k3x3p1 | ic6oc2k1x1nb -> permute(2)) -> relu", "0."),
+    ("(ic6oc4k3x3p1nb -> relu + ic6oc4k1x1)", "(ic6oc4k3x3p1nb -> relu + ic6oc4k1x1) -> relu", "0."),
+])  # fmt: skip
+def test_an_activation_is_fused_to_the_bit(text, fused, prefix):
+    site = site_for(FUSE, text)
+    (proposal,) = FUSE.propose(site)
+    assert (str(proposal.block), proposal.absorbs) == (fused, ("relu",))
+    weights = FUSE.init(site, proposal)
+    assert weights.tensors.keys() == build(proposal.block).state_dict().keys() == {prefix + k for k in site.tensors}
+    assert weights.error == 0
+    input = input_of(site.block)
+    output = run(proposal.block, weights.tensors, input)
+    assert torch.equal(output, followed(site, run(site.block, site.tensors, input)))
+    assert 0 < int((output == 0).sum()) < output.numel()
+
+
+@pytest.mark.parametrize("rule", SMALLER, ids=lambda rule: rule.name)
+def test_a_rule_then_the_batch_norm_then_the_activation(rule):
+    """Each edit leaves a site that offers the next; after the last one it offers none."""
+    site = site_for(FUSE, "ic8oc8k3x3p1nb", norm=True)
+    input = input_of(site.block)
+    smaller = list(rule.propose(site))[-1]
+    tensors = rule.init(site, smaller).tensors
+    expected = followed(site, run(smaller.block, tensors, input))
+    site = site.after(smaller.block, tensors)
+    for exact in (FOLD, FUSE):
+        (proposal,) = exact.propose(site)
+        site = site.after(proposal.block, exact.init(site, proposal).tensors, proposal.absorbs)
+    assert (site.norm, site.activation, site.activation_kind) == (None, None, None)
+    assert all(exact.refuse(site) for exact in (FOLD, FUSE))
+    assert distance(expected, run(site.block, site.tensors, input)) <= 1e-14

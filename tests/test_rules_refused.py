@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from handmade import make_site, randn, random
+from handmade import make_site, randn, random, site_for
 
 from reconv.errors import ConvError
 from reconv.layers import build
@@ -12,7 +12,7 @@ from reconv.spec import parse
 from reconv.surgery.sites import Norm, Site
 
 SMALLER = rules_named("smaller")
-(FOLD,) = rules_named("fold_batch_norm")
+FOLD, FUSE = rules_named("fold_batch_norm", "fuse_activation")
 
 
 def spoiled(name: str, value: float) -> Site:
@@ -52,6 +52,7 @@ def test_composites_are_refused_by_the_smaller_rules(rule):
 @pytest.mark.parametrize("site, reason", [
     (make_site("ic4oc6k3x3"), "no batch norm follows"),
     (make_site("ic4oc6k3x3", norm_refusal="its output is used twice"), "its output is used twice"),
+    (make_site("ic4oc6k3 -> relu", norm=True), "its output does not come from convolutions alone: ic4oc6k3 -> relu"),
     (make_site("ic4oc6k3 -> se(2)", norm=True), "its output does not come from convolutions alone: ic4oc6k3 -> se(2)"),
     (make_site("ic4oc6k3x3", norm=True).after(parse("ic4oc6k3x3"), {}, ("norm",)), "its batch norm is folded already"),
 ])  # fmt: skip
@@ -59,8 +60,25 @@ def test_fold_batch_norm_says_why_not(site, reason):
     assert FOLD.refuse(site) == reason
 
 
+ALONE = "no ReLU alone follows it, or it serves others too"
+
+
+@pytest.mark.parametrize("site, reason", [
+    (make_site("ic4oc6k3x3"), ALONE),
+    (make_site("ic4oc6k3x3", norm=True), ALONE),
+    (make_site("ic4oc6k3x3", activation="act"), ALONE),
+    (site_for(FUSE, "ic4oc6k3x3", norm=True), "its batch norm stands between; fold it first"),
+    (site_for(FUSE, "ic4oc6k3x3 -> relu"), "it ends in an activation already: ic4oc6k3x3 -> relu"),
+    (site_for(FUSE, "ic4oc6k3x3").after(parse("ic4oc6k3x3"), make_site("ic4oc6k3x3").tensors, ("relu",)), ALONE),
+    (site_for(FUSE, "ic4oc6k3x3", refusal="it is tied"), "it is tied"),
+])  # fmt: skip
+def test_fuse_activation_says_why_not(site, reason):
+    assert FUSE.refuse(site) == reason
+
+
 @pytest.mark.parametrize("block", [
-    "ic4oc6k3x3nb", "ic4oc6k3x3 -> se(2)", "permute(4) -> permute(4)", "ic4oc2k1x1nb -> ic2oc6k1x1",
+    "ic4oc6k3x3nb", "ic4oc6k3x3 -> se(2)", "ic4oc6k3x3 -> relu", "relu", "permute(4) -> permute(4)",
+    "ic4oc2k1x1nb -> ic2oc6k1x1",
     "ic4oc28k3x3g4nb -> ic28oc6k1x1", "ic4oc30k1x1nb -> ic30oc6k3x3g6", "ic4oc20k3x1nb -> ic20oc6k1x3",
     "ic4oc5k1x1nb -> ic5oc6k3x3", "ic4oc7k3x3nb -> ic7oc6k1x1", "ic4oc5k1x1nb -> ic5oc2k3x3nb -> ic2oc6k1x1",
     "ic4oc14k3x3g2nb -> ic14oc6k1x1", "ic4oc9k3x3 -> ic9oc6k5x5", "ic4oc1k3x1 -> ic1oc6k1x3",
@@ -69,7 +87,7 @@ def test_fold_batch_norm_says_why_not(site, reason):
 ])  # fmt: skip
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_a_proposal_of_another_make_is_an_error(rule, block):
-    site = make_site("ic4oc6k3x3", norm=True)
+    site = site_for(rule, "ic4oc6k3x3")
     with pytest.raises(ConvError, match="the proposal must be one that the rule makes for the site"):
         rule.init(site, Proposal(rule.name, parse(block)))
 
@@ -103,7 +121,7 @@ def test_a_weight_of_zeros_is_kept():
 # -- names --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("wanted, names", [
     (("exact", "smaller"), [rule.name for rule in RULES]),
-    ((("smaller", "exact"),), [*(rule.name for rule in SMALLER), "fold_batch_norm"]),
+    ((("smaller", "exact"),), [*(rule.name for rule in SMALLER), "fold_batch_norm", "fuse_activation"]),
     (("bottleneck", "smaller"), ["bottleneck", "separable", "asymmetric", "shuffled_group"]),
     ((FOLD, ["separable", FOLD]), ["fold_batch_norm", "separable"]),
     ((), []),
@@ -115,7 +133,7 @@ def test_rules_are_found_by_name_group_and_object(wanted, names):
 @pytest.mark.parametrize("wanted, says", [
     ("seperable", "Did you mean separable?"),
     ("fold_batchnorm", "Did you mean fold_batch_norm?"),
-    ("xyz", "There are fold_batch_norm, separable, asymmetric, bottleneck, shuffled_group; groups exact, smaller."),
+    ("xyz", f"There are {', '.join(rule.name for rule in RULES)}; groups exact, smaller."),
     ("stronger", "the group must have rules; got group=stronger"),
 ])  # fmt: skip
 def test_unknown_names_are_errors_that_offer_the_nearest(wanted, says):

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from reconv.errors import ConvError
 from reconv.layers import build
 from reconv.spec import (
+    Activation,
     Block,
     Branches,
     Chain,
@@ -110,6 +111,7 @@ TEXTS = {
     "ic6oc8k3x3s2top1x0nb": spec_of(stride=2, transposed=True, output_padding=(1, 0), bias=False),
     "ic6oc8k3x3p1mcircular": spec_of(padding=1, padding_mode="circular"),
     "ic6oc8k3x3 -> shuffle(4) -> se(16)": Chain(spec_of(), Shuffle(4), Gate(16)),
+    "ic6oc8k3x3 -> relu -> shuffle(4)": Chain(spec_of(), Activation("relu"), Shuffle(4)),
     "(ic6oc8k3x3 | permute(6))": Branches(spec_of(), Permute(6)),
     "((ic6oc8k3x3 + ic6oc8k3x3nb) | ic6oc8k3x3)": Branches(
         Branches(spec_of(), spec_of(bias=False), join="sum"), spec_of()),
@@ -136,6 +138,9 @@ BAD_TEXTS = {
     "(ic3oc8k1x1 | ic3oc8k3x3 + ic3oc8k3x3)": "with one mark",
     "(ic3oc8k1x1 | ic3oc8k3x3": "'\\)' is expected",
     "shuffle(0)": "a number >= 1",
+    "relu(1)": "must end after the block",
+    "relux": "a convolution is written like",
+    "ic3oc8k3x3 relu": "must end after the block",
     "shuffle(-1)": "a block is expected|a number >= 1",
     "se(1234567890)": "at most nine digits",
     "ic" + "9" * 5000 + "oc8k3": "a convolution is written like",
@@ -211,6 +216,8 @@ BAD_BLOCKS = [
     (lambda: Shuffle(0), ValueError, "groups must be an integer >= 1"),
     (lambda: Permute(0), ValueError, "channels must be an integer >= 1"),
     (lambda: Gate(-1), ValueError, "reduction must be an integer >= 1"),
+    (lambda: Activation("tanh"), ValueError, "name must be one of relu; got name='tanh'"),
+    (lambda: Activation(None), ValueError, "name must be one of relu"),
     (lambda: Deform(spec_of(), 4), ValueError, "in_channels must be divisible by offset_groups"),
     (lambda: ConvSpec.of(nn.Linear(3, 3)), TypeError, "the module must be a convolution"),
 ]

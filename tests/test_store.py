@@ -10,8 +10,10 @@ from torch import nn
 
 from reconv.costing.summary import summary
 from reconv.errors import ConvError
+from reconv.layers import block_of
 from reconv.planning.edits import restructure
 from reconv.planning.plan import Edit, Plan, Refusal
+from reconv.rewriting.apply import apply
 from reconv.rewriting.store import load, read_config, save_run, weights_hash
 from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
 from reconv.spec import parse
@@ -54,6 +56,25 @@ def test_a_run_folder_gives_the_same_network_back(tmp_path, layout, give):
     assert loaded.state_dict().keys() == student.state_dict().keys()
     four_dimensional = [p for p in loaded.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
     assert {p.is_contiguous(memory_format=torch.channels_last) for p in four_dimensional} == {layout != "contiguous"}
+
+
+def test_a_folded_and_fused_network_comes_back(tmp_path):
+    model = base().eval()
+    edits = (
+        Edit("0", "fold_batch_norm", parse("ic3oc6k3x3p1"), absorbs=("1",)),
+        Edit("0", "fuse_activation", parse("ic3oc6k3x3p1 -> relu"), absorbs=("2",)),
+    )
+    made = Plan(edits, (), {"hash": structure_hash(model)})
+    student = apply(model, made, INPUT)
+    assert [type(part) for part in student[1:3]] == [nn.Identity, nn.Identity]
+    assert str(block_of(student[0])) == "ic3oc6k3x3p1 -> relu"
+    torch.testing.assert_close(student(INPUT), model(INPUT))
+    rows = [(row.name, str(row.spec)) for row in summary(student, INPUT).rows]
+    assert rows == [("0.0", "ic3oc6k3x3p1"), ("3", "ic6oc4k3x3s2")]
+    save_run(tmp_path, model=student, plan=made, config={})
+    loaded = load(tmp_path, base)
+    assert torch.equal(loaded(INPUT), student(INPUT))
+    assert Plan.load(tmp_path / "plan.json") == made
 
 
 def test_the_structure_may_come_from_timm_or_the_demo_without_trust(tmp_path):

@@ -9,6 +9,8 @@ from typing import assert_never
 from reconv.errors import conv_error
 from reconv.spec.conv import ConvSpec
 
+ACTIVATIONS = ("relu",)
+
 
 class _Composite:
     def __str__(self) -> str:
@@ -78,6 +80,18 @@ class Gate(_Composite):
 
 
 @dataclass(frozen=True)
+class Activation(_Composite):
+    """A function of each value, by its name: one of `ACTIVATIONS`."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in ACTIVATIONS:
+            raise conv_error("Activation", f"name must be one of {', '.join(ACTIVATIONS)}",
+                             got={"name": repr(self.name)}, also=ValueError)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Deform(_Composite):
     """A convolution whose sampling points are shifted by learned offsets, and weighted where `modulated`.
 
@@ -107,7 +121,7 @@ class Deform(_Composite):
         return self.conv.replace(out_channels=self.offset_groups * taps * per_tap, groups=1, bias=True)
 
 
-Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform
+Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform | Activation
 
 
 def _check_blocks(name: str, blocks: tuple[object, ...]) -> None:
@@ -133,7 +147,7 @@ def convs(block: Block) -> Iterator[ConvSpec]:
         case Deform():
             yield block.offset_conv
             yield block.conv
-        case Shuffle() | Permute() | Gate():
+        case Shuffle() | Permute() | Gate() | Activation():
             return
         case _:
             assert_never(block)

@@ -3,7 +3,7 @@
 ic64oc128k3x3s2p1d2g4        a convolution; defaults (s1 p0 d1 g1) are left out
 …t op1x1 · nb · mreflect     transposed with output padding · no bias · padding mode (written without spaces)
 A -> B   (A | B)   (A + B)   a chain, branches concatenated, branches summed
-shuffle(4) permute(64) se(16) deform(A, og1, mask)
+shuffle(4) permute(64) se(16) deform(A, og1, mask) relu
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from reconv.errors import ConvError, conv_error
-from reconv.spec.block import Block, Branches, Chain, Deform, Gate, Permute, Shuffle
+from reconv.spec.block import ACTIVATIONS, Activation, Block, Branches, Chain, Deform, Gate, Permute, Shuffle
 from reconv.spec.conv import PADDING_MODES, ConvSpec, Ints, Pads
 
 _MODES = "|".join(PADDING_MODES[1:])
@@ -64,6 +64,8 @@ def block_text(block: Block) -> str:
             return f"permute({block.channels})"
         case Gate():
             return f"se({block.reduction})"
+        case Activation():
+            return block.name
         case Deform():
             mask = ", mask" if block.modulated else ""
             return f"deform({conv_text(block.conv)}, og{block.offset_groups}{mask})"
@@ -116,7 +118,7 @@ def _pads(text: str | None) -> object:
 
 
 class _Parser:
-    """Recursive descent: chain := term ('->' term)* · term := conv | name(args) | '(' chain (mark chain)+ ')'."""
+    """Recursive descent: chain := term ('->' term)* · term := conv | name[(args)] | '(' chain (mark chain)+ ')'."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at, self.depth = text, 0, 0
@@ -140,6 +142,8 @@ class _Parser:
             return self.branches()
         if token == "deform":
             return self.deform()
+        if token in ACTIVATIONS:
+            return Activation(token)
         if token in _NUMBERED:
             self.expect("(")
             number = self.number()

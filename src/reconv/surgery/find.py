@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from reconv.errors import conv_error
+from reconv.layers.compose import ChainLayer
 from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
 from reconv.surgery.sites import ConvCall, Norm, Site
 from reconv.surgery.trace import Field, Observer, Run, Trace, is_conv, plain_forward
@@ -79,10 +80,12 @@ def _site(trace: Trace, module: nn.Module, runs: list[Run]) -> Site:
     if first.bias is not None:
         tensors["bias"] = first.bias.detach().clone()
     norm, norm_refusal = _norm(trace, module, runs)
+    activation = _activation(trace, runs, norm)
     site = Site(
         name=names[0], names=names, block=first.call.spec, tensors=tensors,
         calls=tuple(replace(r.call, name=names[0]) for r in runs), norm=norm, norm_refusal=norm_refusal,
-        activation=_activation(trace, runs, norm), refusal=_refusal(trace, module, runs),
+        activation=activation, activation_kind=_activation_kind(trace, module, runs, norm, activation),
+        refusal=_refusal(trace, module, runs),
     )  # fmt: skip
     return site
 
@@ -158,3 +161,18 @@ def _activation(trace: Trace, runs: list[Run], norm: Norm | None) -> str | None:
         consumers = [c for r in runs for c in r.consumers]
     single = consumers[0] if len({id(c) for c in consumers}) == 1 and len(consumers) == len(runs) else None
     return trace.name_of(single) if isinstance(single, ACTIVATIONS) else None
+
+
+def _activation_kind(trace: Trace, module: nn.Module, runs: list[Run], norm: Norm | None,
+                     activation: str | None) -> str | None:  # fmt: skip
+    """ "relu" where that module could as well be a part of the convolution: nobody else needs it or sees its input."""
+    if activation is None or trace.reads_values or any(len(r.consumers) != 1 or r.returned for r in runs):
+        return None
+    relu, *before = (trace.model.get_submodule(name) for name in (activation, *([norm.name] if norm else [])))
+    if type(relu) is not nn.ReLU or "forward" in vars(relu) or any(map(user_hooks, (module, relu, *before))):
+        return None
+    parent = trace.model.get_submodule(activation.rpartition(".")[0])
+    if isinstance(parent, ChainLayer):  # fused already
+        return None
+    mine = {id(producer) for producer in before or runs}
+    return "relu" if all(id(producer) in mine for m, producer in trace.relu_calls if m is relu) else None

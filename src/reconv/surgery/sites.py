@@ -50,6 +50,7 @@ class Site:
              calls: its runs in one forward pass of the example inputs.
              norm: the batch norm that alone consumes its output; norm_refusal: why none is known.
              activation: the module that alone consumes the output (of the norm, where there is one).
+             activation_kind: which function that is, where it is known, and nobody else needs the module.
              refusal: why its module cannot be swapped at all.
     """
 
@@ -61,6 +62,7 @@ class Site:
     norm: Norm | None = None
     norm_refusal: str | None = None
     activation: str | None = None
+    activation_kind: str | None = None
     refusal: str | None = None
 
     @property
@@ -96,4 +98,6 @@ class Site:
         """The same site once an edit has put `block` in its place and absorbed the named modules."""
         norm = None if self.norm and self.norm.name in absorbed else self.norm
         gone = None if norm is self.norm else "its batch norm is folded already"
-        return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal)
+        activation, kind = (None, None) if self.activation in absorbed else (self.activation, self.activation_kind)
+        return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal,
+                       activation=activation, activation_kind=kind)  # fmt: skip

@@ -63,6 +63,7 @@ class Trace(TorchDispatchMode):
         self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # conv or norm output -> its Run or norm module
         self.norm_calls: list[tuple[nn.Module, Run | None]] = []
         self.norm_consumers: dict[nn.Module, list[nn.Module | None]] = {}
+        self.relu_calls: list[tuple[nn.Module, Run | nn.Module | None]] = []  # and whose output it reads
         self.owners: dict[Tensor, nn.Module] = {
             p: m for m in model.modules() if is_conv(m) for p in m.parameters(recurse=False)
         }
@@ -96,6 +97,8 @@ class Trace(TorchDispatchMode):
     def watch(self, module: nn.Module) -> list[Any]:
         def enter(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.stack.append(m)
+            if m in self.hooked:
+                self.note_shown((args, kwargs))
 
         def leave(m: nn.Module, args: tuple[Any, ...], out: Any) -> None:
             self.stack.pop()
@@ -152,6 +155,8 @@ class Trace(TorchDispatchMode):
                 producer.consumers.append(self.inside)
             elif producer is not None and producer is not self.inside:
                 self.norm_consumers[producer].append(self.inside)
+            if type(self.inside) is nn.ReLU:
+                self.relu_calls.append((self.inside, producer))
             owner = self.owners.get(x)
             if owner is not None and owner not in self.stack:
                 self.foreign_weights[owner] = f"{func._schema.name} in {self.name_of(self.inside)}"
