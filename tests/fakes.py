@@ -35,7 +35,8 @@ class FakeTarget:
     def fingerprint(self) -> str:
         return repr(self)
 
-    def measure(self, jobs: Sequence[tuple[nn.Module, tuple[Any, ...]]], seconds: float) -> list[Timing]:
+    def measure(self, jobs: Sequence[tuple[nn.Module, tuple[Any, ...]]], seconds: float,
+                burst: int = 1) -> list[Timing]:  # fmt: skip
         self.seen.append(len(jobs))
         return [Timing(self._latency_ms(*job), 0.0, 5) for job in jobs]
 

@@ -19,8 +19,9 @@ from reconv.planning.plan import Plan
 from reconv.rewriting.job import Result, rewrite
 from reconv.rewriting.store import load
 
-BUDGET = "latency=0.175"
+BUDGET = "latency=0.18"
 TARGET = "torch:2"
+EPOCHS = 4
 RUN = Path("runs/demo")
 
 
@@ -36,7 +37,7 @@ def main(folder: Path = RUN) -> Result:
     console.rule(f"2  plan, rewrite, recover: budget {BUDGET} on {TARGET}")
     with Progress(console=Console(stderr=True), disable=not Console(stderr=True).is_terminal) as bars:
         shown = _Bars(bars)
-        result = rewrite(model, image, budget=BUDGET, data=train, target=TARGET, out=folder,
+        result = rewrite(model, image, budget=BUDGET, data=train, target=TARGET, epochs=EPOCHS, out=folder,
                          ref="reconv.demo.network:digits_vgg", progress=shown)  # fmt: skip
     console.print(_edits(result.plan))
 

@@ -32,7 +32,27 @@ CONVS: tuple[type[conv._Conv], ...] = (conv.Conv1d, conv.Conv2d, conv.Conv3d)
 TRANSPOSED: tuple[type[conv._ConvTranspose], ...] = (conv.ConvTranspose1d, conv.ConvTranspose2d, conv.ConvTranspose3d)
 
 
-class ChainLayer(nn.Sequential):
+class Quick(nn.Module):
+    """A call goes straight to `forward` where no hook listens: on small maps the way there costs as much."""
+
+    def __call__(self, input: Tensor) -> Tensor:
+        if (
+            type(input) is Tensor
+            and not self._forward_hooks
+            and not self._forward_pre_hooks
+            and not self._backward_hooks
+            and not self._backward_pre_hooks
+            and not _hooked_everywhere()
+        ):
+            return self.forward(input)
+        return super().__call__(input)
+
+
+class Absorbed(Quick, nn.Identity):
+    """An identity where a module was whose work another layer has taken over."""
+
+
+class ChainLayer(Quick, nn.Sequential):
     """One layer after the other; state-dict keys `0.weight`, `1.weight`, …
 
     Plain convolutions, with ReLUs behind them, are computed in one call where a kernel does that.
@@ -43,15 +63,18 @@ class ChainLayer(nn.Sequential):
             output = convolve_all(input.ndim - 2, input, *parts)
             if output is not None:
                 return output
+        fresh = False  # a convolution's output, which nobody else sees
         for part in self:
-            input = part(input)
+            plain = not (part._forward_hooks or part._forward_pre_hooks or _hooked_everywhere())
+            input = input.relu_() if fresh and plain and type(part) is nn.ReLU else part(input)
+            fresh = plain and isinstance(part, _ConvNd)
         return input
 
     def _convolutions(self) -> tuple[list[Tensor | None], tuple[Any, ...]] | None:
         """Weights, biases and settings of all parts; None where calling them would do more than convolve."""
         tensors: list[Tensor | None] = []
         settings: list[tuple[Any, ...]] = []
-        if _everywhere._global_forward_hooks or _everywhere._global_forward_pre_hooks:
+        if _hooked_everywhere():
             return None
         for part in self._modules.values():
             kind = type(part)
@@ -68,7 +91,12 @@ class ChainLayer(nn.Sequential):
         return tensors, tuple(settings)
 
 
-_everywhere = nn.modules.module  # where PyTorch keeps the hooks of all modules
+def _hooked_everywhere() -> bool:
+    of_all = nn.modules.module
+    return bool(
+        of_all._global_forward_hooks or of_all._global_forward_pre_hooks
+        or of_all._global_backward_hooks or of_all._global_backward_pre_hooks
+    )  # fmt: skip
 
 
 class ConcatLayer(nn.ModuleList):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reconv.data import seeded
 from reconv.errors import conv_error
-from reconv.layers import build
+from reconv.layers import Absorbed, build
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule
 from reconv.ruleset.rule import Proposal
@@ -34,7 +34,7 @@ def place(
     trainable = any(p.requires_grad for p in model.get_submodule(names[0]).parameters())
     model = swap(model, names, layer.requires_grad_(trainable))
     for absorbed in absorbs:
-        model = swap(model, aliases(model, absorbed), nn.Identity())
+        model = swap(model, aliases(model, absorbed), Absorbed())
     return model
 
 
@@ -106,7 +106,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         like = next(old.parameters())
         student = swap(student, names, build(edit.block, device=like.device, dtype=like.dtype))
         for absorbed in edit.absorbs:
-            student = swap(student, aliases(student, absorbed), nn.Identity())
+            student = swap(student, aliases(student, absorbed), Absorbed())
     return to_layout(student, plan.layout)
 
 

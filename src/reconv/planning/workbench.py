@@ -107,14 +107,15 @@ class Workbench:
         return layouts_of(self.original) if self.exact_rules else (layout_of(self.original),)
 
     def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
-        """Applies edits, with and without the exact rules on top, and measures the faster; None where none runs."""
+        """Applies edits, and none, some or all of the exact rules; measures the fastest. None where none runs."""
         student, sites = apply_edits(clone(self.original), self.sites, edits, self.fit)
         if edits and self.restat:
             reestimate(student, self.probe.batches)
         variants = [(tuple(edits), student)]
-        if self.exact_rules:
-            folded, exact = self.with_exact(student, sites)
-            variants.append(((*edits, *exact), folded))
+        for count in range(1, len(self.exact_rules) + 1):
+            finished, exact = self.with_exact(student, sites, self.exact_rules[:count])
+            if exact and (*edits, *exact) != variants[-1][0]:
+                variants.append(((*edits, *exact), finished))
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
         if not variants:
             return None
@@ -124,16 +125,18 @@ class Workbench:
         median = timings[best].median_ms
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model))
 
-    def with_exact(self, student: nn.Module, sites: Mapping[str, Site]) -> tuple[nn.Module, list[Edit]]:
-        """A copy of the student with every exact rule applied where it serves, and the edits that did it."""
+    def with_exact(self, student: nn.Module, sites: Mapping[str, Site],
+                   rules: Sequence[Rule]) -> tuple[nn.Module, list[Edit]]:  # fmt: skip
+        """A copy of the student with these exact rules applied where they serve, and the edits that did it."""
         now = current(student, sites)
-        edits, _ = self.exact_edits(now)
+        edits, _ = self.exact_edits(now, rules)
         return apply_edits(clone(student), now, edits, Fit(self.rules))[0], edits
 
-    def exact_edits(self, sites: Mapping[str, Site]) -> tuple[list[Edit], list[Refusal]]:
-        """What the exact rules offer for the sites as they are, and why elsewhere nothing."""
+    def exact_edits(self, sites: Mapping[str, Site],
+                    rules: Sequence[Rule] | None = None) -> tuple[list[Edit], list[Refusal]]:  # fmt: skip
+        """What the exact rules (all, or these) offer for the sites as they are, and why elsewhere nothing."""
         edits, refusals, now = [], [], dict(sites)
-        for rule in self.exact_rules:
+        for rule in self.exact_rules if rules is None else rules:
             for name, site in now.items():
                 reason = rule.refuse(site)
                 proposal = None if reason else next(iter(rule.propose(site)), None)

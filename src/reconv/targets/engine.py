@@ -26,8 +26,8 @@ class Target(Protocol):
 
     def fingerprint(self) -> str: ...
 
-    def measure(self, jobs: Sequence[Job], seconds: float) -> list[Timing]:
-        """Latencies of networks in evaluation mode, interleaved, in about so many seconds."""
+    def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
+        """Latencies in evaluation mode, interleaved, in about so many seconds; `burst` calls of each in a round."""
         ...
 
 
@@ -45,11 +45,11 @@ class TorchEager:
         threads = self.threads or torch.get_num_threads()
         return f"torch {torch.__version__} | {native_version()} | {threads} threads | {machine()}"
 
-    def measure(self, jobs: Sequence[Job], seconds: float) -> list[Timing]:
+    def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            return interleave([_runner(*job) for job in jobs], seconds)
+            return interleave([_runner(*job) for job in jobs], seconds, burst=burst)
         finally:
             torch.set_num_threads(before)
 

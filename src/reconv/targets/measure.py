@@ -19,6 +19,7 @@ from reconv.targets.layout import laid_out, to_layout
 from reconv.targets.timing import Timing
 
 SECONDS_PER_BLOCK = 0.03
+BURST = 5  # calls of a whole network one after the other
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def time_networks(
     """Timings of whole networks in evaluation mode, interleaved. Modes are left as they were."""
     modes = [[(m, m.training) for m in model.modules()] for model in models]
     try:
-        return target.measure([(model.eval(), fresh(inputs)) for model in models], seconds)
+        return target.measure([(model.eval(), fresh(inputs)) for model in models], seconds, BURST)
     finally:
         for module, training in (pair for mode in modes for pair in mode):
             module.training = training

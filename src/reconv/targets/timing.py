@@ -31,20 +31,25 @@ class Timing:
         return cls(median(samples_ms), high - low, len(samples_ms))
 
 
-def interleave(runners: Sequence[Runner], seconds: float, least: int = 5, most: int = 60) -> list[Timing]:
+def interleave(
+    runners: Sequence[Runner], seconds: float, least: int = 5, most: int = 60, burst: int = 1
+) -> list[Timing]:
     """Times each runner once a round until `seconds` are spent; `least` to `most` rounds.
 
-    A single call is a sample: between two calls of one runner the others run, so that caches are as cold as they are
-    inside a network.
+    Args:    burst: calls of a runner in a round, one after the other, each a sample. 1 is for the parts of a network:
+             between two calls the others run, so that caches are as cold as they are inside it. A whole network is
+             called again and again where it is used, and finds in the caches what its last call left.
     """
     for run in runners:  # warm-up: allocations, primitive caches
         run()
         run()
     samples: list[list[float]] = [[] for _ in runners]
-    until = time.perf_counter() + seconds
-    while len(samples[0]) < least or (len(samples[0]) < most and time.perf_counter() < until):
+    until, rounds = time.perf_counter() + seconds, 0
+    while rounds < least or (rounds < most and time.perf_counter() < until):
+        rounds += 1
         for run, kept in zip(runners, samples, strict=True):
-            start = time.perf_counter_ns()
-            run()
-            kept.append((time.perf_counter_ns() - start) * 1e-6)
+            for _ in range(burst):
+                start = time.perf_counter_ns()
+                run()
+                kept.append((time.perf_counter_ns() - start) * 1e-6)
     return [Timing.of(kept) for kept in samples]
