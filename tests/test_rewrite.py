@@ -122,8 +122,8 @@ def test_what_measures_slower_in_the_end_is_given_back_as_it_was(budget, met, mo
         monkeypatch.setattr(FakeTarget, "measure", late)
         return made
 
-    def late(self: FakeTarget, jobs: Any, seconds: float) -> list[Timing]:
-        first, *others = honest(self, jobs, seconds)
+    def late(self: FakeTarget, jobs: Any, seconds: float, burst: int = 1) -> list[Timing]:
+        first, *others = honest(self, jobs, seconds, burst)
         return [first, *(Timing(9 * t.median_ms, 0.0, 5) for t in others)]
 
     monkeypatch.setattr(job, "plan", planned)

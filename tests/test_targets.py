@@ -243,3 +243,10 @@ def test_timing_neither_changes_modes_nor_the_given_inputs():
 
 def test_a_network_of_one_dimension_has_one_layout():
     assert layouts_of(nn.Sequential(nn.Conv1d(3, 4, 3), nn.Linear(4, 4))) == ("contiguous",)
+
+
+def test_runners_take_turns_in_bursts():
+    order: list[int] = []
+    timings = interleave([lambda: order.append(0), lambda: order.append(1)], 0.0, least=2, most=4, burst=3)
+    assert order == [0, 0, 1, 1, *[0, 0, 0, 1, 1, 1] * 2]
+    assert [t.rounds for t in timings] == [6, 6]

@@ -21,7 +21,7 @@ from reconv.rewriting.store import load
 
 BUDGET = "latency=0.18"
 TARGET = "torch:2"
-EPOCHS = 4
+EPOCHS = 5
 RUN = Path("runs/demo")
 
 

@@ -25,6 +25,7 @@ from reconv.targets import Target, get_target, layout_of
 CALIBRATION = 64  # samples on which errors are measured
 CORRECTIONS = 4  # times the search is repeated with what the whole network taught
 SLACK = 0.93  # a network under this part of its latency budget has given accuracy away
+HOPELESS = 1.15  # times the latency in the best memory format: a search in another one is spared
 AIM = 0.985  # of the latency budget: what is aimed at, since timing is noisy
 Rules = str | Rule | Iterable[str | Rule]
 
@@ -94,9 +95,18 @@ class _Planner:
         if rules and self.bench.sites:
             gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
             for start in sorted(starts, key=lambda s: s.ratio):
+                if tables and self.hopeless(start.layout, best):
+                    continue
                 tables.append(measure(self.bench, rules, start.layout, gains, self.progress))
                 best = self.corrected(tables[-1], start, best)
         return best, tables
+
+    def hopeless(self, layout: str, best: Outcome) -> bool:
+        """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""
+        if "latency" not in self.budget or self.unmet(best):
+            return False
+        there = self.bench.judge([e for e in best.edits if not self.bench.is_exact(e)], layout)
+        return there is None or there.ratio > HOPELESS * best.ratio
 
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""

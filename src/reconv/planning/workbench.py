@@ -147,10 +147,12 @@ class Workbench:
                 now[name] = site.after(proposal.block, rule.init(site, proposal).tensors, proposal.absorbs)
         return edits, refusals
 
+    def is_exact(self, edit: Edit) -> bool:
+        return any(rule.name == edit.rule for rule in self.exact_rules)
+
     def changes(self, edits: Sequence[Edit]) -> int:
         """How many of the edits are of rules that are not exact."""
-        exact = {rule.name for rule in self.exact_rules}
-        return sum(edit.rule not in exact for edit in edits)
+        return sum(not self.is_exact(edit) for edit in edits)
 
     def runs(self, model: nn.Module) -> bool:
         """Whether a variant runs at all (a `view` in a user's forward refuses channels_last)."""

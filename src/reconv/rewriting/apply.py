@@ -37,7 +37,7 @@ def apply(
              >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, bias=False), torch.nn.BatchNorm2d(4)).eval()
              >>> edit = {"site": "0", "rule": "fold_batch_norm", "block": "ic1oc4k3x3", "absorbs": ["1"]}
              >>> apply(net, Plan.from_dict({"format": 1, "edits": [edit]}), torch.zeros(1, 1, 5, 5))[1]
-             Identity()
+             Absorbed()
     """
     inputs = tensors_of(example_inputs)
     feed = None if data is None else Feed.of(data, inputs)

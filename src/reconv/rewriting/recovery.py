@@ -26,7 +26,7 @@ from reconv.targets.layout import layout_of, to_layout
 Log = Callable[[dict[str, Any]], None]
 Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
-INNER, LABELS = 1.0, 0.02  # weights of the matched activations and of the labels beside the outputs
+INNER, LABELS = 1.0, 0.02  # weights of the matched activations, which fade, and of the labels beside the outputs
 WARMUP = 0.1  # part of all steps
 STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
 CLIP = 1.0  # largest norm of the gradient
@@ -53,7 +53,8 @@ def recover(
 ) -> nn.Module:
     """A copy of `student`, trained to give what `model` gives; by the judge never worse than `student` is.
 
-        loss = ‖s − t‖² / ‖t‖² of the outputs + the same of the matched activations + cross entropy with the labels
+        loss = ‖s − t‖² / ‖t‖² of the outputs + (1 − part of all steps done) · the same of the matched activations
+               + 0.02 · cross entropy with the labels
 
     The judge sees the held-out part of the data only: `evaluate`, and where that says the same (or nothing) the
     distance between the outputs. Student and model stay untouched, as do torch's random numbers.
@@ -205,7 +206,7 @@ class Recovery:
             answer = self.student(batch)
             loss = distillation_loss(answer.outputs, wanted.outputs)
             if answer.inner:
-                loss = loss + INNER * distillation_loss(answer.inner, wanted.inner)
+                loss = loss + INNER * (1 - part) * distillation_loss(answer.inner, wanted.inner)
             labels = label_loss(answer.outputs, wanted.outputs, batch.targets)
             if labels is not None:
                 loss = loss + LABELS * labels
