@@ -91,7 +91,7 @@ class _Planner:
         own = layout_of(self.bench.original)
         faster = [s for s in starts if s.ratio < 1 and (s.edits or s.layout != own)]
         best = min(faster, key=lambda s: s.ratio) if faster else self.as_given(starts[0])
-        tables = []
+        tables: list[Table] = []
         if rules and self.bench.sites:
             gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
             for start in sorted(starts, key=lambda s: s.ratio):

@@ -20,7 +20,7 @@ from reconv.surgery import Site, clone
 from reconv.targets import to_layout
 
 GAIN = 0.97  # a proposal must measure faster than this part of what stands there: timing is noisy
-MOST_PER_SITE = 8  # proposals whose effect on the network's output is measured
+MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
 Progress = Callable[[str, int, int], None]
 
 
