@@ -19,13 +19,14 @@ from reconv.costing.summary import summary
 from reconv.data import Batch
 from reconv.errors import ConvError
 from reconv.layers import ChainLayer
+from reconv.planning import table
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.edits import chosen
 from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.search import cheapest, choose
-from reconv.planning.table import MOST_PER_SITE, Candidate, _spread
+from reconv.planning.table import Candidate, _spread
 from reconv.rewriting.apply import apply
 from reconv.ruleset import Separable
 from reconv.ruleset.rule import Proposal, Weights
@@ -308,11 +309,12 @@ BLOCKS = [parse(f"ic4oc{n}k1x1") for n in range(1, 13)]
         (12, [1, 4, 7, 10], [0, 1, 2, 3, 4, 7, 10, 11]), (12, range(1, 11), [0, 1, 2, 3, 4, 5, 6, 11]),
     ],
 )  # fmt: skip
-def test_the_front_keeps_its_ends_and_what_is_known(front, known, kept):
+def test_the_front_keeps_its_ends_and_what_is_known(front, known, kept, monkeypatch):
+    monkeypatch.setattr(table, "MOST_PER_SITE", 8)
     rows = [(Proposal("r", block), {"latency": 1.0}, Weights({}, 0.0)) for block in BLOCKS[:front]]
     found = _spread(rows, {BLOCKS[i] for i in known})
     assert [BLOCKS.index(p.block) for p, _, _ in found] == list(kept)
-    assert len(found) <= MOST_PER_SITE
+    assert len(found) <= 8
 
 
 # whole plans -------------------------------------------------------------------------------------
