@@ -489,7 +489,7 @@ def test_rules_by_name_with_an_error_budget_apply_wherever_they_stay_within_it(r
     "pattern, sites", [("3", {"3"}), ("[36]", {"3", "6"}), (["0", "6"], {"0", "6"}), ("*", {"0", "3", "6"})]
 )
 def test_only_the_sites_that_are_meant_change(pattern, sites):
-    made = plan(network(), IMAGE, "macs=0.1", None, FAKE, "smaller", sites=pattern)
+    made = plan(network(), IMAGE, "macs=0.01", None, FAKE, "smaller", sites=pattern)
     assert {edit.site for edit in made.edits} == sites
     assert {r.site for r in made.refusals} <= sites
 

@@ -26,9 +26,10 @@ def laid_out(tensor: Tensor, layout: str) -> Tensor:
     `Tensor.contiguous` leaves the strides where sizes of 1 let both formats fit (one input channel, say), but PyTorch
     chooses a convolution's format by the strides.
     """
-    if layout == "channels_last" and tensor.dim() in _CHANNELS_LAST:
-        return torch.empty_like(tensor, memory_format=_CHANNELS_LAST[tensor.dim()]).copy_(tensor)
-    return tensor.contiguous()
+    known = layout == "channels_last" and tensor.dim() in _CHANNELS_LAST
+    wanted = _CHANNELS_LAST[tensor.dim()] if known else torch.contiguous_format
+    laid = torch.empty_like(tensor, memory_format=wanted)
+    return tensor if tensor.stride() == laid.stride() else laid.copy_(tensor)
 
 
 def layouts_of(model: nn.Module) -> tuple[str, ...]:
