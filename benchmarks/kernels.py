@@ -1,4 +1,4 @@
-"""Convolutions through reconv.functional against PyTorch in its best memory format, interleaved call by call.
+"""The native kernels against PyTorch in its best memory format, interleaved call by call.
 
     python benchmarks/kernels.py benchmarks/problems/small_maps.txt [threads]
 
@@ -30,9 +30,7 @@ def measure(spec: ConvSpec, shape: tuple[int, ...]) -> tuple[float, float, float
     bias = torch.rand(spec.out_channels) if spec.bias else None
     settings = (spec.stride, spec.even_padding, spec.dilation, spec.groups)
     last = (laid_out(x, "channels_last"), laid_out(weight, "channels_last"), bias)
-    of_bias = bias is None or (bias.shape, bias.stride())
-    problem = Problem(2, last[0].shape, last[0].stride(), last[1].shape, last[1].stride(), of_bias, *settings, x.dtype,
-                      torch.get_num_threads())  # fmt: skip
+    problem = Problem.of(*last, *settings)
     run = direct.prepare(problem)
     with torch.inference_mode():
         timings = interleave([lambda: F.conv2d(x, weight, bias, *settings), lambda: F.conv2d(*last, *settings),

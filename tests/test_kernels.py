@@ -113,9 +113,7 @@ for case in t.DENSE.values():
         spec = case.block
         x, weight, bias = t.operands(spec, case.input_shape, dtype)
         if spec.even_padding is not None:
-            of_bias = bias is None or (bias.shape, bias.stride())
-            problem = Problem(2, x.shape, x.stride(), weight.shape, weight.stride(), of_bias, spec.stride,
-                              spec.even_padding, spec.dilation, 1, dtype, 1)
+            problem = Problem.of(x, weight, bias, spec.stride, spec.even_padding, spec.dilation)
             assert t.torch.equal(direct.prepare(problem)(x, weight, bias), t.wanted(spec, x, weight, bias)), case
 print(native_isa())
 """
@@ -207,6 +205,16 @@ def test_which_kernel_serves(make, name):
     arguments = make(*operands(parse("ic6oc6k3x3nb"), (1, 6, 8, 8), torch.float32)[:2])
     assert chosen(*arguments) == name
     assert torch.equal(reconv.functional.conv2d(*arguments), F.conv2d(*arguments))
+
+
+@pytest.mark.parametrize("isa", [None, "unheard of"])
+def test_torch_serves_where_there_are_no_kernels_or_no_results(isa, monkeypatch):
+    tensors = operands(parse("ic6oc6k3x3"), (1, 6, 8, 8), torch.float32)
+    assert chosen(*tensors) == "direct"
+    monkeypatch.setattr(direct, "native_isa", lambda: isa)
+    assert chosen(*tensors) == "torch"
+    assert torch.equal(reconv.functional.conv2d(*tensors), F.conv2d(*tensors))
+    dispatch._prepared.cache_clear()  # what was chosen without them
 
 
 def _in_mode(mode):

@@ -38,8 +38,7 @@ class Quick(nn.Module):
     def __call__(self, input: Tensor) -> Tensor:
         if (
             type(input) is Tensor
-            and not self._forward_hooks
-            and not self._forward_pre_hooks
+            and not _hooked(self)
             and not self._backward_hooks
             and not self._backward_pre_hooks
             and not _hooked_everywhere()
@@ -65,7 +64,7 @@ class ChainLayer(Quick, nn.Sequential):
                 return output
         fresh = False  # a convolution's output, which nobody else sees
         for part in self:
-            plain = not (part._forward_hooks or part._forward_pre_hooks or _hooked_everywhere())
+            plain = not (_hooked(part) or _hooked_everywhere())
             input = input.relu_() if fresh and plain and type(part) is nn.ReLU else part(input)
             fresh = plain and isinstance(part, _ConvNd)
         return input
@@ -78,7 +77,7 @@ class ChainLayer(Quick, nn.Sequential):
             return None
         for part in self._modules.values():
             kind = type(part)
-            if part is None or part._forward_hooks or part._forward_pre_hooks:
+            if part is None or _hooked(part):
                 return None
             if kind is conv.Conv2d and part.padding_mode == "zeros":
                 parameters = part._parameters
@@ -89,6 +88,10 @@ class ChainLayer(Quick, nn.Sequential):
             else:
                 return None
         return tensors, tuple(settings)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _hooked_everywhere() -> bool:

@@ -73,16 +73,14 @@ def prepare(*problems: Problem) -> Callable[..., Tensor]:
     Its output is channels_last.
     """
     first, last = problems[0], problems[-1]
-    n, channels, *size = first.input
-    dense = channels == 1 or first.input_stride[1] == 1
-    tables = [_table(problem) for problem in problems]
+    dense = first.input[1] == 1 or first.input_stride[1] == 1
     if not dense:
-        tables[0][X_STRIDES] = (channels * prod(size), channels * size[1], channels)
-    numbers = [number for table in tables for number in table]
+        first = first._replace(input_stride=channels_last_strides(first.input))
+    numbers = [number for problem in (first, *problems[1:]) for number in _table(problem)]
     shapes = (ctypes.c_int64 * len(numbers))(*numbers)
     address, count = ctypes.addressof(shapes), len(problems)
-    out_channels, (high, wide) = last.weight[0], output_size(last)
-    out_shape, out_strides = (n, out_channels, high, wide), channels_last_strides((n, out_channels, high, wide))
+    out_shape = (first.input[0], last.weight[0], *output_size(last))
+    out_strides = channels_last_strides(out_shape)
     function: Any = getattr(library(), FUNCTIONS[first.dtype])
     pack = Struct(f"{2 + 2 * count}P").pack  # pointers as bytes: cheaper than a ctypes array
 
@@ -96,9 +94,6 @@ def prepare(*problems: Problem) -> Callable[..., Tensor]:
         return output
 
     return run
-
-
-X_STRIDES = slice(17, 20)
 
 
 def _table(problem: Problem) -> list[int]:

@@ -1,7 +1,7 @@
 """The native kernels, where the package was built with them: plain C functions, called through ctypes.
 
 A registered PyTorch operator costs two to three times as much a call, which is more than the smallest convolutions
-compute. Operators for torch.compile and autograd are made of these functions where a kernel serves there.
+compute.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 
 class Problem(NamedTuple):
@@ -26,6 +27,14 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     threads: int
     relu: bool = False  # what is negative becomes 0
+
+    @classmethod
+    def of(cls, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any = 1, padding: Any = 0,
+           dilation: Any = 1, groups: int = 1) -> Problem:  # fmt: skip
+        """That of torch.nn.functional's convolution with these arguments, on the threads that there are now."""
+        of_bias = bias is None or (bias.shape, bias.stride())
+        return cls(weight.ndim - 2, input.shape, input.stride(), weight.shape, weight.stride(), of_bias, stride,
+                   padding, dilation, groups, input.dtype, torch.get_num_threads())  # fmt: skip
 
 
 def is_channels_last(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
