@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 PINS   := -c requirements/dev.txt
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/pytest -q
+# two processes with one thread each: two threads in one process wait for each other more than they compute
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
 .PHONY: help setup demo test lint format coverage
 .DEFAULT_GOAL := help

@@ -1,7 +1,8 @@
 // The direct convolution, compiled once per instruction set.
 //
-// Weights are packed so that neighbouring output channels fill a vector. A tile of P positions in a row × V vectors of
-// output channels stays in registers while the window passes by; each input value is broadcast to V of them.
+// Weights are read as vectors of neighbouring output channels, and packed first where they do not lie so. A tile of P
+// positions in a row × V vectors of output channels stays in registers while the window passes by; each input value is
+// broadcast to V of them.
 #include "direct.hpp"
 
 #include "simd.hpp"
@@ -15,7 +16,7 @@ constexpr int MOST_VECTORS = RECONV_REGISTERS == 32 ? 4 : 2;
 // How many positions a tile has with V vectors: accumulators, weights and one input value fit the registers.
 template <int V> constexpr int positions = (RECONV_REGISTERS - 1 - V) / V < 14 ? (RECONV_REGISTERS - 1 - V) / V : 14;
 
-thread_local Scratch packed_weights, padded_input, between[2];
+thread_local Scratch packed_weights, padded_input, unpooled, between[2];
 
 // The window as runs of neighbouring input values: whole kernel rows where nothing lies between their columns.
 struct Window {
@@ -25,7 +26,8 @@ struct Window {
 
 template <class T> struct Work {
   const T *x;                         // already padded
-  const T *packed;                    // [output-channel block][window][lane]
+  const T *weights;                   // [output-channel block][window][lane]
+  std::int64_t block_step, value_step; // between blocks, and between values of the window
   std::int64_t x_n, x_h, x_w;         // strides of the padded input
   std::int64_t out_h, out_w, stride_h, stride_w;
   Window window;
@@ -46,7 +48,7 @@ template <class T, int P, int V>
   for (std::int64_t row = 0; row < window.rows; ++row)
     for (std::int64_t column = 0; column < window.columns; ++column) {
       const T *at = x + row * window.row_step + column * window.column_step;
-      for (std::int64_t i = 0; i < window.run; ++i, w += V * L) {
+      for (std::int64_t i = 0; i < window.run; ++i, w += work.value_step) {
         Vector<T> weight[V];
         unrolled<V>([&](auto v) { weight[v] = load(w + v * L); });
         unrolled<P>([&](auto p) {
@@ -122,24 +124,36 @@ void pack_block(const DirectShape &d, const T *from, std::int64_t some, std::int
   }
 }
 
-// [block][value of the window][lane], and the bias behind.
-template <class T> T *pack(const DirectShape &d, const T *w, const T *b, std::int64_t blocks, std::int64_t width) {
+// Whether w lies as [value of the window][output channel] and fills whole blocks, so that it is read where it is.
+bool lies_ready(const DirectShape &d, std::int64_t width) {
+  const std::int64_t o = d.out_channels, c = d.in_channels;
+  return d.w_o == 1 && o % width == 0 && (c == 1 || d.w_c == o) && (d.kernel_w == 1 || d.w_w == c * o) &&
+         (d.kernel_h == 1 || d.w_h == d.kernel_w * c * o);
+}
+
+// Where the weights are: in place, or packed. Returns the bias, with zeros behind it; null where memory ran out.
+template <class T> const T *placed(const DirectShape &d, const T *w, const T *b, std::int64_t blocks,
+                                   std::int64_t width, Work<T> &work) {
   const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
-  T *packed = packed_weights.of<T>((window + 1) * blocks * width), *bias = packed + blocks * window * width;
+  const bool ready = lies_ready(d, width);
+  const std::int64_t size = ready ? 0 : window * blocks * width;
+  T *packed = packed_weights.of<T>(size + blocks * width), *bias = packed + size;
   if (!packed)
     return nullptr;
-  for (std::int64_t block = 0; block < blocks; ++block)
+  work.weights = ready ? w : packed, work.block_step = ready ? width : window * width;
+  work.value_step = ready ? d.out_channels : width;
+  for (std::int64_t block = 0; block < blocks && !ready; ++block)
     pack_block(d, w + block * width * d.w_o, smaller(width, d.out_channels - block * width), width,
                packed + block * window * width);
   zeros(bias, blocks * width);
   if (b)
     copied(b, d.out_channels, bias);
-  return packed;
+  return bias;
 }
 
 // The input with zeros around it, or the input itself where none are wanted.
 template <class T> Work<T> padded(const DirectShape &d, const T *x) {
-  Work<T> work{.x = x, .packed = nullptr, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
+  Work<T> work{.x = x, .weights = nullptr, .block_step = 0, .value_step = 0, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
                .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}, .relu = d.relu != 0};
   if (d.top || d.bottom || d.left || d.right) {
     const std::int64_t c = d.in_channels, h = d.height + d.top + d.bottom, w = d.width + d.left + d.right;
@@ -185,26 +199,44 @@ template <class T> int one(const DirectShape &d, const T *x, const T *w, const T
   static constexpr auto rows = rows_of<T>(std::make_integer_sequence<int, MOST_VECTORS>{});
   const std::int64_t vectors = divided_up(d.out_channels, lanes<T>);
   const std::int64_t V = vectors_of(vectors), blocks = divided_up(vectors, V), width = V * lanes<T>;
-  const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
   Work<T> work = padded(d, x);
-  work.packed = pack(d, w, b, blocks, width);
-  if (!work.x || !work.packed)
+  const T *bias = placed(d, w, b, blocks, width, work);
+  if (!work.x || !bias)
     return 1;
-  const T *bias = work.packed + blocks * window * width;
   const Row<T> run = rows.of[V - 1];
   const auto some = [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t job = begin; job < end; ++job) { // blocks outermost: their weights stay in the cache
       const std::int64_t block = job / (d.batch * work.out_h), at = job % (d.batch * work.out_h);
       const std::int64_t n = at / work.out_h, h = at % work.out_h, first = block * width;
-      run(work, work.x + n * work.x_n + h * work.stride_h * work.x_h, work.packed + block * window * width,
+      run(work, work.x + n * work.x_n + h * work.stride_h * work.x_h, work.weights + block * work.block_step,
           bias + first, y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels,
           d.out_channels - first);
     }
   };
-  const std::int64_t macs = work.out_w * window * width; // of one job
+  const std::int64_t macs = work.out_w * d.kernel_h * d.kernel_w * d.in_channels * width; // of one job
   parallel(d.threads, d.batch * work.out_h * blocks, larger(1, MACS_PER_THREAD / larger(1, macs)),
            &called<decltype(some)>, &some);
   return 0;
+}
+
+// The largest of each square of outputs. As torch has it, NaN is larger than any, and a border too thin is dropped.
+template <class T> void pool(const DirectShape &d, const T *from, T *to, Parallel parallel) {
+  const std::int64_t side = d.pool, c = d.out_channels, high = d.out_h / side, wide = d.out_w / side;
+  const auto some = [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row)
+      for (std::int64_t j = 0; j < wide; ++j) {
+        const T *corner = from + ((row / high * d.out_h + row % high * side) * d.out_w + j * side) * c;
+        T *most = to + (row * wide + j) * c;
+        copied(corner, c, most);
+        for (std::int64_t at = 1; at < side * side; ++at) {
+          const T *next = corner + (at / side * d.out_w + at % side) * c;
+          for (std::int64_t o = 0; o < c; ++o)
+            most[o] = next[o] > most[o] || next[o] != next[o] ? next[o] : most[o];
+        }
+      }
+  };
+  parallel(d.threads, d.batch * high, larger(1, MACS_PER_THREAD / larger(1, wide * side * side * c)),
+           &called<decltype(some)>, &some);
 }
 
 } // namespace
@@ -214,10 +246,13 @@ int direct(std::int64_t count, const DirectShape *shapes, const T *const *tensor
   const T *x = tensors[0];
   for (std::int64_t i = 0; i < count; ++i) {
     const DirectShape &d = shapes[i];
-    T *y = i + 1 == count ? const_cast<T *>(tensors[1])
-                          : between[i % 2].of<T>(d.batch * d.out_h * d.out_w * d.out_channels);
-    if (!y || one(d, x, tensors[2 + 2 * i], tensors[3 + 2 * i], y, parallel))
+    const std::int64_t size = d.batch * d.out_h * d.out_w * d.out_channels;
+    T *y = i + 1 == count ? const_cast<T *>(tensors[1]) : between[i % 2].of<T>(size);
+    T *convolved = d.pool > 1 ? unpooled.of<T>(size) : y;
+    if (!y || !convolved || one(d, x, tensors[2 + 2 * i], tensors[3 + 2 * i], convolved, parallel))
       return 1;
+    if (d.pool > 1)
+      pool(d, convolved, y, parallel);
     x = y;
   }
   return 0;

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import CONVS, Case, conv_specs, fill, whole_numbers
+from cases import CONVS, Case, conv_specs, whole_numbers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reconv
 from reconv.errors import ConvError
-from reconv.layers import build, compose
-from reconv.ops import direct, dispatch, reference
+from reconv.layers import build
+from reconv.ops import direct, dispatch
 from reconv.ops.native import native_isa
 from reconv.spec import ConvSpec, output_shape, parse
-from reconv.targets import laid_out, to_layout
+from reconv.targets import to_layout
 
 CL = torch.channels_last
 TAILS = {  # input and output channels around the lanes of a vector, widths around the length of a tile
@@ -155,6 +155,14 @@ def test_threads_give_the_same_bits(threads):
     assert (outputs[0] - exact).abs().max() < 1e-6 * (40 * 9) ** 0.5 * exact.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", TAILS.values(), ids=TAILS.keys())
+def test_weights_with_the_output_channels_innermost(case: Case, dtype):
+    x, weight, bias = operands(case.block, case.input_shape, dtype)
+    weight = weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)  # as TensorFlow has them
+    check(case.block, [x, weight, bias])
+
+
 def _unaligned(x):
     """The same values one element further on."""
     return torch.cat([x.new_zeros(1), x.permute(0, 2, 3, 1).flatten()])[1:].view(*x.shape[2:], x.shape[1])[
@@ -256,7 +264,7 @@ def test_is_torch_where_the_surroundings_need_its_operators(surrounded, monkeypa
     x = torch.randn(1, 4, 9, 9).contiguous(memory_format=CL)
     with torch.no_grad():
         assert chosen(x, layer.weight, layer.bias) == "direct"
-        for name in ("_prepared", "_prepared_all"):
+        for name in ("_prepared", "_prepared_first"):
             monkeypatch.setattr(dispatch, name, _never)
         surrounded(layer, x)
         surrounded(to_layout(build(parse("ic4oc3k1x1nb -> ic3oc8k3x3")), "channels_last"), x)
@@ -264,129 +272,6 @@ def test_is_torch_where_the_surroundings_need_its_operators(surrounded, monkeypa
 
 def _never(*_):
     raise RuntimeError("a kernel was chosen")
-
-
-CHAINS = {  # a block, its input, and whether its convolutions are computed in one call
-    "bottleneck": ("ic20oc6k1x1nb -> ic6oc7k3x3p1nb -> ic7oc33k1x1", (2, 20, 9, 7), True),
-    "asymmetric, strided": ("ic5oc8k3x1s2x1p1x0nb -> ic8oc17k1x3s1x2p0x1", (1, 5, 9, 11), True),
-    "two": ("ic16oc4k1x1nb -> ic4oc16k1x1", (1, 16, 7, 7), True),
-    "four": ("ic3oc16k3x3 -> ic16oc5k1x1d2 -> ic5oc5k5x5p2 -> ic5oc64k2x2s2", (3, 3, 12, 13), True),
-    "depthwise": ("ic6oc6k3x3p1g6nb -> ic6oc9k1x1", (2, 6, 8, 8), False),
-    "reflect": ("ic6oc4k1x1nb -> ic4oc9k3x3p1mreflect", (2, 6, 8, 8), False),
-    "uneven": ("ic6oc4k1x1nb -> ic4oc9k2x2p0:1x1:0", (2, 6, 8, 8), False),
-    "transposed": ("ic6oc4k1x1nb -> ic4oc9k2x2t", (2, 6, 8, 8), False),
-    "1d": ("ic6oc4k1nb -> ic4oc9k3p1", (2, 6, 8), False),
-}
-
-
-def in_one_call(layer, x) -> tuple[torch.Tensor, bool]:
-    """The output, and whether the parts were computed together."""
-    seen = []
-    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
-        whole = compose.convolve_all
-        patch.setattr(compose, "convolve_all", lambda *a: seen.append(whole(*a)) or seen[-1])
-        return layer(x), seen != [] and seen[-1] is not None
-
-
-def chain(text: str, shape: tuple[int, ...], dtype=torch.float32):
-    """The layer with whole numbers for weights, an input, and what float64 says of them."""
-    block = parse(text)
-    layer = build(block, dtype=dtype)
-    fill(layer)
-    x = whole_numbers(shape, 1)
-    wanted = torch.from_numpy(reference.run(block, layer.state_dict(), x))
-    return to_layout(layer, "channels_last"), laid_out(x.to(dtype), "channels_last"), wanted
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("text, shape, together", CHAINS.values(), ids=CHAINS.keys())
-def test_a_chain_equals_the_reference_exactly(text, shape, together, dtype):
-    layer, x, wanted = chain(text, shape, dtype)
-    output, was_together = in_one_call(layer, x)
-    assert torch.equal(output.double(), wanted)
-    assert was_together is together
-    assert output.is_contiguous(memory_format=CL) or x.ndim == 3
-
-
-def _weight_normed(layer):
-    torch.nn.utils.parametrizations.weight_norm(layer[0])
-
-
-def _told_apart(layer):
-    layer[0].stride = (2, 2)
-
-
-APART = {  # what makes the parts of a chain more than their convolutions
-    "a hook on a part": lambda layer: layer[1].register_forward_hook(lambda m, i, o: o + 1),
-    "a hook before a part": lambda layer: layer[0].register_forward_pre_hook(lambda m, i: (i[0] + 1,)),
-    "a parametrisation": _weight_normed,
-    "a part of another kind": lambda layer: layer.insert(1, torch.nn.SiLU()),
-    "a subclass of ReLU": lambda layer: layer.append(torch.nn.ReLU6()),
-    "a ReLU before": lambda layer: layer.insert(0, torch.nn.ReLU()),
-    "a hook on a ReLU": lambda layer: layer.append(torch.nn.ReLU())[-1].register_forward_hook(lambda m, i, o: o + 1),
-    "a bfloat16 part": lambda layer: layer.bfloat16(),
-}
-
-
-@pytest.mark.parametrize("change", APART.values(), ids=APART.keys())
-def test_a_chain_whose_parts_do_more_is_computed_part_by_part(change):
-    layer, x, _ = chain(*CHAINS["bottleneck"][:2])
-    assert in_one_call(layer, x)[1]
-    change(layer)
-    x = x.to(next(layer.parameters()).dtype)
-    output, together = in_one_call(layer, x)
-    wanted = x
-    with torch.no_grad():
-        for part in layer:
-            wanted = part(wanted)
-    assert torch.equal(output, wanted)
-    assert not together
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("at", [[1], [1, 3], [3], [2, 4]], ids=str)
-def test_a_chain_takes_relus_along(at, dtype):
-    layer, x, _ = chain(*CHAINS["bottleneck"][:2], dtype)
-    for position in at:
-        layer.insert(position, torch.nn.ReLU(inplace=position % 2 == 0))
-    output, together = in_one_call(layer, x)
-    assert together
-    assert (output < 0).any().item() is (at[-1] < len(layer) - 1)
-    with torch.no_grad():
-        for part in layer:
-            x = part(x)
-    assert torch.equal(output, x)
-
-
-def test_relu_keeps_what_is_no_number():
-    layer, x, _ = chain(*CHAINS["two"][:2])
-    layer.append(torch.nn.ReLU())
-    x[0, 3, 2, 2] = torch.nan
-    output, together = in_one_call(layer, x)
-    assert together
-    assert torch.equal(output.isnan().any(1), x.isnan().any(1))
-
-
-CHANGES = {  # of the parts, between two calls
-    "weights written in place": lambda layer: layer[0].weight.data.mul_(2),
-    "weights replaced": lambda layer: layer.load_state_dict({k: 2 * v for k, v in layer.state_dict().items()}),
-    "another memory format": lambda layer: to_layout(layer, "contiguous"),
-    "another stride": _told_apart,
-    "float64": lambda layer: layer.double(),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_chain_follows_what_is_changed(change):
-    layer, x, _ = chain(*CHAINS["bottleneck"][:2])
-    in_one_call(layer, x)
-    change(layer)
-    x = x.to(next(layer.parameters()).dtype)
-    wanted = x
-    with torch.no_grad():
-        for part in layer:
-            wanted = part(wanted)
-    assert torch.equal(in_one_call(layer, x)[0], wanted)
 
 
 def test_macs_of_a_layer_are_counted_whatever_computes_it():

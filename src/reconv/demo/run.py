@@ -19,9 +19,9 @@ from reconv.planning.plan import Plan
 from reconv.rewriting.job import Result, rewrite
 from reconv.rewriting.store import load
 
-BUDGET = "latency=0.18"
-TARGET = "torch:2"
-EPOCHS = 5
+BUDGET = "latency=0.185"
+TARGET = "torch:1"
+EPOCHS = 4
 RUN = Path("runs/demo")
 
 

@@ -42,7 +42,7 @@ def refuse(problem: Problem) -> str | None:
             or is_channels_last(problem.weight, problem.weight_stride)):  # fmt: skip
         return "input or weight must be channels_last, as then PyTorch's output is, too"
     weights = prod(problem.weight)
-    if weights > MOST_WEIGHTS or weights * problem.input[0] * prod(output_size(problem)) > MOST_MACS:
+    if weights > MOST_WEIGHTS or weights * problem.input[0] * prod(convolved_size(problem)) > MOST_MACS:
         return f"PyTorch is faster beyond {MOST_WEIGHTS} weights or {MOST_MACS} multiply-accumulates"
     return None
 
@@ -64,7 +64,7 @@ def is_valid(problem: Problem) -> bool:
     room = _room(problem.input, pads)
     fits = all(r > d * (k - 1) for r, d, k in zip(room, dilation, problem.weight[2:], strict=True))
     small = prod(problem.input[:2]) * prod(room) < 2**31 and prod(problem.weight) < 2**31
-    return fits and small and (problem.padding != "same" or stride == (1, 1))
+    return fits and small and (problem.padding != "same" or stride == (1, 1)) and 0 not in output_size(problem)
 
 
 def prepare(*problems: Problem) -> Callable[..., Tensor]:
@@ -103,12 +103,18 @@ def _table(problem: Problem) -> list[int]:
     pads = _pads(problem.padding, problem.weight, dilation)
     batch_stride, _, *strides = problem.input_stride
     window = (*problem.weight[2:], *_pair(problem.stride), *dilation, *pads)
-    return [n, height, width, c, problem.weight[0], *output_size(problem), *window, batch_stride, *strides,
-            *problem.weight_stride, problem.threads, problem.relu]  # fmt: skip
+    return [n, height, width, c, problem.weight[0], *convolved_size(problem), *window, batch_stride, *strides,
+            *problem.weight_stride, problem.threads, problem.relu, problem.pool]  # fmt: skip
 
 
 def output_size(problem: Problem) -> tuple[int, int]:
     """Height and width of the output."""
+    high, wide = convolved_size(problem)
+    return high // problem.pool, wide // problem.pool
+
+
+def convolved_size(problem: Problem) -> tuple[int, int]:
+    """Height and width of what the convolution gives, before it is pooled."""
     dilation = _pair(problem.dilation)
     room = _room(problem.input, _pads(problem.padding, problem.weight, dilation))
     steps = zip(room, dilation, problem.weight[2:], _pair(problem.stride), strict=True)

@@ -72,35 +72,37 @@ def _prepared(*problem: Any) -> Run:
     return choose("conv", known).prepare(known)
 
 
-def convolve_all(
+def convolve_first(
     dims: int, input: Tensor, tensors: Sequence[Tensor | None], settings: tuple[Any, ...]
-) -> Tensor | None:
-    """Convolutions one after the other in one call; None where no kernel does that.
+) -> tuple[int, Tensor]:
+    """The first of some convolutions that follow each other, as many as one call of a kernel computes.
 
     Args:    tensors: weight and bias of each. settings: (stride, padding, dilation, groups) of each, as tuples,
-             and whether a ReLU follows it.
+             whether a ReLU follows it, and the side of the squares that are pooled then (1: none).
+    Returns: how many were computed, which may be 0, and what the last of them gives.
     """
     if not is_plain(input, *tensors):
-        return None
+        return 0, input
     kinds = tuple([t is None or (t.shape, t.stride()) for t in tensors])
-    run = _prepared_all(dims, input.shape, input.stride(), kinds, settings, input.dtype, torch.get_num_threads())
-    return run(input, *tensors) if run else None
+    count, run = _prepared_first(dims, input.shape, input.stride(), kinds, settings, input.dtype,
+                                 torch.get_num_threads())  # fmt: skip
+    return count, run(input, *tensors[: 2 * count]) if run else input
 
 
 @lru_cache(maxsize=4096)
-def _prepared_all(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
-                  settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> Run | None:  # fmt: skip
-    problems = []
+def _prepared_first(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
+                    settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> tuple[int, Run | None]:  # fmt: skip
+    problems: list[Problem] = []
     for (weight, weight_stride), bias, each in zip(kinds[::2], kinds[1::2], settings, strict=True):
-        stride, padding, dilation, groups, relu = each
+        stride, padding, dilation, groups, relu, pool = each
         problem = Problem(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups, dtype,
-                          threads, relu)  # fmt: skip
+                          threads, relu, pool)  # fmt: skip
         if choose("conv", problem).name != "direct":
-            return None
+            break
         problems.append(problem)
         shape = (shape[0], weight[0], *direct.output_size(problem))
         strides = channels_last_strides(shape)
-    return direct.prepare(*problems)
+    return len(problems), direct.prepare(*problems) if problems else None
 
 
 def is_plain(*tensors: Tensor | None) -> bool:

@@ -27,6 +27,7 @@ class Problem(NamedTuple):
     dtype: torch.dtype
     threads: int
     relu: bool = False  # what is negative becomes 0
+    pool: int = 1  # side of the squares whose largest value is kept, as by torch.nn.MaxPool2d
 
     @classmethod
     def of(cls, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any = 1, padding: Any = 0,

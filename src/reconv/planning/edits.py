@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reconv.data import seeded
 from reconv.errors import conv_error
 from reconv.layers import Absorbed, build
+from reconv.layers.sequence import quicken
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule
 from reconv.ruleset.rule import Proposal
@@ -34,7 +35,16 @@ def place(
     trainable = any(p.requires_grad for p in model.get_submodule(names[0]).parameters())
     model = swap(model, names, layer.requires_grad_(trainable))
     for absorbed in absorbs:
-        model = swap(model, aliases(model, absorbed), Absorbed())
+        model = absorb(model, absorbed)
+    return model
+
+
+def absorb(model: nn.Module, name: str) -> nn.Module:
+    """Puts an identity where the module of this name was; the sequence that held it computes runs of convolutions."""
+    names = aliases(model, name)
+    model = swap(model, names, Absorbed())
+    for each in names:
+        quicken(model, each)
     return model
 
 
@@ -106,7 +116,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         like = next(old.parameters())
         student = swap(student, names, build(edit.block, device=like.device, dtype=like.dtype))
         for absorbed in edit.absorbs:
-            student = swap(student, aliases(student, absorbed), Absorbed())
+            student = absorb(student, absorbed)
     return to_layout(student, plan.layout)
 
 
