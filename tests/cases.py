@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reconv.spec import Activation, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle, parse
+from reconv.spec import Activation, BatchNorm, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle, parse
 from reconv.spec.block import ACTIVATIONS
 from reconv.spec.conv import PADDING_MODES
 
@@ -100,18 +100,25 @@ BLOCKS = _table({
     "activation": ("relu", (2, 5, 4)),
     "chain with activation": ("ic4oc6k3x3p1 -> relu", (2, 4, 7, 6)),
     "activations in a chain, 1d": ("relu -> ic3oc4k3p0:1 -> relu -> ic4oc2k1nb -> relu", (2, 3, 9)),
+    "relu6 and hardswish": ("ic3oc4k3x3p1 -> relu6 -> ic4oc4k3x3 -> hardswish", (2, 3, 7, 6)),
+    "leaky, elu, gelu, 1d": ("ic3oc4k3p1 -> leaky_relu -> ic4oc3k2nb -> elu -> ic3oc2k1 -> gelu", (2, 3, 9)),
+    "silu, sigmoid, tanh, 3d": ("(ic3oc2k1x1x1 -> silu | sigmoid | tanh -> hardsigmoid)", (2, 3, 3, 2, 4)),
+    "batch norm, 1d": ("ic3oc4k3 -> bn -> relu", (2, 3, 9)),
+    "batch norm": ("ic4oc4k3x3p1g4nb -> bn -> relu6 -> ic4oc6k1x1", (2, 4, 5, 6)),
+    "batch norm first, 3d": ("bn -> (ic3oc4k1x1x1nb -> bn + ic3oc4k3x3x3p1)", (2, 3, 3, 2, 4)),
     "activated branches, 3d": ("(ic3oc3k1x1x1 -> relu + relu) -> permute(3)", (2, 3, 3, 2, 4)),
-})  # fmt: skip
-
-# Described, costed and drawn; their layers come later.
-UNBUILT = _table({
+    # deformable
     "deform": ("deform(ic4oc6k3x3p1, og1)", (2, 4, 7, 6)),
     "deform modulated": ("deform(ic4oc6k3x2s2p1, og2, mask)", (2, 4, 7, 6)),
     "deform in a chain, 1d": ("ic3oc4k1 -> deform(ic4oc4k3p2d2g4, og4, mask)", (2, 3, 9)),
+    "deform 1d": ("deform(ic6oc4k4s2p2:1g2nb, og3)", (2, 6, 11)),
+    "deform 3d": ("deform(ic4oc3k2x3x1s1x2x1p1x1x0, og2)", (1, 4, 3, 5, 4)),
+    "deform modulated 3d": ("deform(ic2oc2k1x2x3p0x0:1x2d1x1x2g2, og1, mask)", (2, 2, 2, 3, 4)),
+    "deform reflect": ("deform(ic2oc3k3x3p0:1x2:1mreflect, og1)", (2, 2, 5, 4)),
+    "deform circular, in a chain": ("deform(ic3oc4k3p1mcircular, og1, mask) -> relu", (2, 3, 7)),
 })  # fmt: skip
 
 BUILT = CONVS | BLOCKS
-ALL = BUILT | UNBUILT
 
 
 def whole_numbers(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -125,6 +132,8 @@ def fill(layer: nn.Module) -> nn.Module:
         generator = torch.Generator().manual_seed(i)
         if name.endswith("index"):
             tensor.copy_(torch.randperm(tensor.numel(), generator=generator))
+        elif name.endswith("running_var"):
+            tensor.copy_(whole_numbers(tuple(tensor.shape), seed=i).abs() + 1)
         else:
             tensor.copy_(whole_numbers(tuple(tensor.shape), seed=i))
     return layer
@@ -162,6 +171,7 @@ def blocks() -> st.SearchStrategy[Block]:
         | st.builds(Permute, number)
         | st.builds(Gate, number)
         | st.builds(Activation, st.sampled_from(ACTIVATIONS))
+        | st.builds(BatchNorm)
         | st.builds(lambda conv, modulated: Deform(conv, conv.in_channels, modulated), plain, st.booleans())
     )
 

@@ -19,6 +19,8 @@ from reconv.ops import functional, reference
 from reconv.spec import ConvSpec, output_shape, parse
 
 NAMES = ["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]
+DEFORMABLE = ["deform_conv1d", "deform_conv2d", "deform_conv3d"]
+SEPARABLE = ["separable_conv1d", "separable_conv2d", "separable_conv3d"]
 SPECS = {name: case for name, case in CONVS.items() if case.block.padding_mode == "zeros"}
 each_spec = pytest.mark.parametrize("case", SPECS.values(), ids=SPECS.keys())
 
@@ -207,7 +209,7 @@ def test_signature_is_torchs(name):
 
 
 def test_every_entrance_is_listed():
-    assert set(functional.__all__) == {*NAMES, "channel_shuffle"}
+    assert set(functional.__all__) == {*NAMES, *DEFORMABLE, *SEPARABLE, "channel_shuffle"}
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -345,8 +347,3 @@ def test_reference_is_free_of_torch_numbers(name):
     arrays = {key: value.float().numpy() for key, value in tensors.items()}
     x = whole_numbers(shape)
     np.testing.assert_array_equal(reference.run(block, arrays, x.float().numpy()), reference.run(block, tensors, x))
-
-
-def test_reference_refuses_deformable():
-    with pytest.raises(ConvError, match="must not be deformable yet"):
-        reference.run(parse("deform(ic3oc4k3, og1)"), {}, torch.zeros(1, 3, 9))

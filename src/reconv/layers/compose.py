@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import Any, assert_never
 
 import torch
@@ -11,10 +13,14 @@ from torch.nn.modules.conv import _ConvNd
 
 from reconv.errors import conv_error
 from reconv.layers import conv
+from reconv.layers.between import CLASSES, NORMS, named
+from reconv.layers.deform import DEFORMABLE, deform_of, is_deformable
+from reconv.layers.described import Described
 from reconv.layers.mixing import ChannelPermute, ChannelShuffle, SqueezeExcite, channel_dim
-from reconv.ops.dispatch import convolve_all
+from reconv.layers.sequence import Absorbed, QuickSequential
 from reconv.spec import (
     Activation,
+    BatchNorm,
     Block,
     Branches,
     Chain,
@@ -32,105 +38,57 @@ CONVS: tuple[type[conv._Conv], ...] = (conv.Conv1d, conv.Conv2d, conv.Conv3d)
 TRANSPOSED: tuple[type[conv._ConvTranspose], ...] = (conv.ConvTranspose1d, conv.ConvTranspose2d, conv.ConvTranspose3d)
 
 
-class Quick(nn.Module):
-    """A call goes straight to `forward` where no hook listens: on small maps the way there costs as much."""
+class ChainLayer(Described, QuickSequential):
+    """One layer after the other; state-dict keys `0.weight`, `1.weight`, …"""
 
-    def __call__(self, input: Tensor) -> Tensor:
-        if (
-            type(input) is Tensor
-            and not _hooked(self)
-            and not self._backward_hooks
-            and not self._backward_pre_hooks
-            and not _hooked_everywhere()
-        ):
-            return self.forward(input)
-        return super().__call__(input)
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):  # a subclass takes other arguments
+            return ChainLayer(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
 
 
-class Absorbed(Quick, nn.Identity):
-    """An identity where a module was whose work another layer has taken over."""
+class BranchesLayer(Described, nn.ModuleList):
+    """Layers side by side on the same input, their outputs joined; state-dict keys `0.weight`, `1.weight`, …"""
 
-
-class ChainLayer(Quick, nn.Sequential):
-    """One layer after the other; state-dict keys `0.weight`, `1.weight`, …
-
-    Plain convolutions, with ReLUs behind them, are computed in one call where a kernel does that.
-    """
+    def __init__(self, branches: Iterable[nn.Module], join: str, spatial_dims: int | None) -> None:
+        super().__init__(branches)
+        self.join, self.dim = join, channel_dim(spatial_dims)
 
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Tensor and (parts := self._convolutions()):
-            output = convolve_all(input.ndim - 2, input, *parts)
-            if output is not None:
-                return output
-        fresh = False  # a convolution's output, which nobody else sees
-        for part in self:
-            plain = not (_hooked(part) or _hooked_everywhere())
-            input = input.relu_() if fresh and plain and type(part) is nn.ReLU else part(input)
-            fresh = plain and isinstance(part, _ConvNd)
-        return input
+        outputs = [branch(input) for branch in self]
+        return torch.cat(outputs, self.dim) if self.join == "concat" else functools.reduce(torch.add, outputs)
 
-    def _convolutions(self) -> tuple[list[Tensor | None], tuple[Any, ...]] | None:
-        """Weights, biases and settings of all parts; None where calling them would do more than convolve."""
-        tensors: list[Tensor | None] = []
-        settings: list[tuple[Any, ...]] = []
-        if _hooked_everywhere():
-            return None
-        for part in self._modules.values():
-            kind = type(part)
-            if part is None or _hooked(part):
-                return None
-            if kind is conv.Conv2d and part.padding_mode == "zeros":
-                parameters = part._parameters
-                tensors += (parameters.get("weight"), parameters.get("bias"))
-                settings.append((part.stride, part.padding, part.dilation, part.groups, False))
-            elif kind is nn.ReLU and settings:
-                settings[-1] = (*settings[-1][:-1], True)
-            else:
-                return None
-        return tensors, tuple(settings)
+    def extra_repr(self) -> str:
+        return f"join={self.join!r}"
+
+    def __getitem__(self, index: Any) -> Any:
+        return nn.ModuleList(list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def _hooked_everywhere() -> bool:
-    of_all = nn.modules.module
-    return bool(
-        of_all._global_forward_hooks or of_all._global_forward_pre_hooks
-        or of_all._global_backward_hooks or of_all._global_backward_pre_hooks
-    )  # fmt: skip
-
-
-class ConcatLayer(nn.ModuleList):
+class ConcatLayer(BranchesLayer):
     """Layers side by side on the same input, their outputs joined along the channels."""
 
     def __init__(self, branches: Iterable[nn.Module] = (), spatial_dims: int | None = None) -> None:
-        super().__init__(branches)
-        self.dim = channel_dim(spatial_dims)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return torch.cat([branch(input) for branch in self], self.dim)
+        super().__init__(branches, "concat", spatial_dims)
 
 
-class SumLayer(nn.ModuleList):
+class SumLayer(BranchesLayer):
     """Layers side by side on the same input, their outputs added."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        first, *others = [branch(input) for branch in self]
-        for other in others:
-            first = first + other
-        return first
+    def __init__(self, branches: Iterable[nn.Module] = ()) -> None:
+        super().__init__(branches, "sum", None)
 
 
-def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, channels: int | None = None) -> nn.Module:
+def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, channels: int | None = None,
+          spatial_dims: int | None = None) -> nn.Module:  # fmt: skip
     """The layer that a block describes, with torch's default initialisation.
 
     State-dict keys follow the block: a convolution has `weight` and `bias`, a permutation `index`, a gate
-    `reduce.weight`, `reduce.bias`, `expand.weight` and `expand.bias`; the i-th part of a chain or of branches puts
-    `i.` in front, as in `1.0.weight`.
+    `reduce.weight`, `reduce.bias`, `expand.weight` and `expand.bias`, a deformable convolution also
+    `offset_conv.weight` and `offset_conv.bias`; the i-th part of a chain or of branches puts `i.` in front, as in
+    `1.0.weight`.
 
-    Args:    channels: of the input; needed only where no part of the block tells them.
+    Args:    channels, spatial_dims: of the input; needed only where no part of the block tells them.
     Raises:  ConvError: when the parts do not fit each other.
     Example:
              >>> from reconv.spec import parse
@@ -140,11 +98,11 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
                (1): Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
              )
     """
-    dims = {spec.spatial_dims for spec in convs(block)}
+    dims = {spec.spatial_dims for spec in convs(block)} | (set() if spatial_dims is None else {spatial_dims})
     if len(dims) > 1:
         raise conv_error("build", "all convolutions of a block must have the same number of dimensions",
                          got={"spatial_dims": sorted(dims)}, spec=block, also=ValueError)  # fmt: skip
-    return _Builder(next(iter(dims), None), device, dtype).layer(block, channels)
+    return Builder(next(iter(dims), None), device, dtype).layer(block, channels)
 
 
 def block_of(layer: nn.Module) -> Block:
@@ -155,34 +113,43 @@ def block_of(layer: nn.Module) -> Block:
              >>> str(block_of(nn.Conv2d(3, 8, 3, padding="same")))
              'ic3oc8k3x3p1'
     """
-    if isinstance(layer, _ConvNd) and _forward_is_known(layer):
+    if isinstance(layer, _ConvNd) and _convolves(layer):
         return ConvSpec.of(layer)
-    match layer:
-        case ChainLayer():
-            return Chain(*map(block_of, layer))
-        case ConcatLayer():
-            return Branches(*map(block_of, layer))
-        case SumLayer():
-            return Branches(*map(block_of, layer), join="sum")
-        case ChannelShuffle():
-            return Shuffle(layer.groups)
-        case ChannelPermute():
-            return Permute(layer.index.numel())
-        case SqueezeExcite():
-            return Gate(layer.reduction)
-        case nn.ReLU() if type(layer) is nn.ReLU:
-            return Activation("relu")
+    if (block := named(layer)) is not None:
+        return block
+    if _defined_in(layer.forward, "reconv.layers"):
+        match layer:
+            case ChainLayer():
+                parts = [block_of(part) for part in layer if type(part) is not Absorbed]
+                return parts[0] if len(parts) == 1 else Chain(*parts)
+            case BranchesLayer():
+                return Branches(*map(block_of, layer), join=layer.join)
+            case ChannelShuffle():
+                return Shuffle(layer.groups)
+            case ChannelPermute():
+                return Permute(layer.index.numel())
+            case SqueezeExcite():
+                return Gate(layer.reduction)
+            case _ if is_deformable(layer):
+                return deform_of(layer)
     raise conv_error("block_of", "the layer must be a convolution of torch.nn or a layer of reconv.nn",
                      got={"layer": type(layer).__name__}, also=TypeError)  # fmt: skip
 
 
-def _forward_is_known(layer: _ConvNd) -> bool:
+def _convolves(layer: _ConvNd) -> bool:
     """A subclass that does more than its convolution is no convolution."""
-    known = {"torch.nn.modules.conv", conv.__name__}
-    return layer.forward.__module__ in known and layer._conv_forward.__module__ in known
+    methods = (layer.forward, layer._conv_forward)
+    return all(_defined_in(method, "torch.nn.modules.conv", conv.__name__) for method in methods)
 
 
-class _Builder:
+def _defined_in(method: object, *modules: str) -> bool:
+    home = getattr(method, "__module__", None) or ""
+    return any(home == module or home.startswith(f"{module}.") for module in modules)
+
+
+class Builder:
+    """Makes layers for maps of so many dimensions."""
+
     def __init__(self, spatial_dims: int | None, device: Any, dtype: torch.dtype | None) -> None:
         self.dims, self.device, self.dtype = spatial_dims, device, dtype
 
@@ -196,7 +163,7 @@ class _Builder:
             case ConvSpec():
                 return self.conv(block)
             case Chain():
-                return ChainLayer(*self.parts(block, channels))
+                return ChainLayer(*self.parts(block.blocks, channels))
             case Branches():
                 branches = [self.layer(part, channels) for part in block.blocks]
                 return SumLayer(branches) if block.join == "sum" else ConcatLayer(branches, self.dims)
@@ -207,17 +174,28 @@ class _Builder:
             case Gate():
                 return SqueezeExcite(_known(channels, block), block.reduction, self.dims, self.device, self.dtype)
             case Activation():
-                return nn.ReLU()
+                return CLASSES[block.name]()
+            case BatchNorm():
+                return self.norm(_known(channels, block))
             case Deform():
-                raise conv_error("build", "the block must be one that has a layer", do="Deformable ones come later.",
-                                 spec=block, also=NotImplementedError)  # fmt: skip
+                return self.deform(block)
             case _:
                 assert_never(block)
 
-    def parts(self, chain: Chain, channels: int | None) -> Iterable[nn.Module]:
-        for part in chain.blocks:
+    def parts(self, chain: Iterable[Block | nn.Module], channels: int | None = None) -> Iterator[nn.Module]:
+        """The layers of a chain; a part that is a module already keeps the channels."""
+        for part in chain:
+            if isinstance(part, nn.Module):
+                yield part.to(device=self.device, dtype=self.dtype)
+                continue
             yield self.layer(part, channels)
-            channels = out_channels(part, channels) if channels else None
+            channels = out_channels(part, channels or in_channels(part) or 0) or None
+
+    def norm(self, channels: int) -> nn.Module:
+        if self.dims is None:
+            raise conv_error("build", "a batch norm must know its number of dimensions", do="Give spatial_dims=….",
+                             also=ValueError)  # fmt: skip
+        return NORMS[self.dims - 1](channels, device=self.device, dtype=self.dtype)
 
     def conv(self, spec: ConvSpec) -> nn.Module:
         common: dict[str, Any] = {
@@ -230,9 +208,17 @@ class _Builder:
                                      output_padding=spec.output_padding, **common)  # fmt: skip
         return CONVS[which](spec.in_channels, spec.out_channels, spec.kernel_size, **common)
 
+    def deform(self, block: Deform) -> nn.Module:
+        spec = block.conv
+        return DEFORMABLE[spec.spatial_dims - 1](
+            spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.padding, spec.dilation,
+            spec.groups, spec.bias, spec.padding_mode, self.device, self.dtype, block.offset_groups, block.modulated,
+        )  # fmt: skip
+
 
 def _known(channels: int | None, block: Block) -> int:
     if channels is None:
-        raise conv_error("build", "a gate must know its channels", do="Give channels=….", spec=block,
+        what = "a gate" if isinstance(block, Gate) else "a batch norm"
+        raise conv_error("build", f"{what} must know its channels", do="Give channels=….", spec=block,
                          also=ValueError)  # fmt: skip
     return channels

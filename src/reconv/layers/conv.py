@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,16 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from reconv.errors import conv_error
+from reconv.layers.arguments import Padding, Size, per_axis
+from reconv.layers.described import Described
 from reconv.ops.dispatch import convolve
 from reconv.ops.functional import conv_nd, flat_pads
 from reconv.spec import ConvSpec
 
-Size = int | Sequence[int]
-Padding = str | int | Sequence[int | tuple[int, int]]
 
-
-class _Conv(_ConvNd):
+class _Conv(Described, _ConvNd):
     """y[n, o, p] = b[o] + Σ_{c,k} w[o, c, k] · x[n, c, s·p + d·k − lo], in any number of dimensions.
 
     Arguments, state dict and repr are torch.nn's; `padding` may also be a (lo, hi) pair per axis, in every padding
@@ -47,7 +44,7 @@ class _Conv(_ConvNd):
         dtype: torch.dtype | None = None,
     ) -> None:
         spec = ConvSpec(
-            in_channels=in_channels, out_channels=out_channels, kernel_size=_kernel(self, kernel_size), stride=stride,
+            in_channels=in_channels, out_channels=out_channels, kernel_size=per_axis(self, kernel_size), stride=stride,
             padding=padding, dilation=dilation, groups=groups, bias=bias, padding_mode=padding_mode,
         )  # fmt: skip
         arguments = _arguments(spec, device, dtype)
@@ -65,7 +62,7 @@ class _Conv(_ConvNd):
         return convolve(self.spatial_dims, input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
 
-class _ConvTranspose(_ConvNd):
+class _ConvTranspose(Described, _ConvNd):
     """y[n, o, s·p + d·k − lo] += w[c, o, k] · x[n, c, p], plus b[o]: the gradient of a convolution to its input.
 
     Arguments, state dict and repr are torch.nn's; `padding`, which crops the output, may also be a (lo, hi) pair
@@ -94,7 +91,7 @@ class _ConvTranspose(_ConvNd):
         dtype: torch.dtype | None = None,
     ) -> None:
         spec = ConvSpec(
-            in_channels=in_channels, out_channels=out_channels, kernel_size=_kernel(self, kernel_size), stride=stride,
+            in_channels=in_channels, out_channels=out_channels, kernel_size=per_axis(self, kernel_size), stride=stride,
             padding=padding, dilation=dilation, groups=groups, bias=bias, padding_mode=padding_mode, transposed=True,
             output_padding=output_padding,
         )  # fmt: skip
@@ -118,15 +115,6 @@ class _ConvTranspose(_ConvNd):
 def is_uneven(module: nn.Module) -> bool:
     """Whether the padding is told per side."""
     return isinstance(module.padding, tuple) and isinstance(module.padding[0], tuple)
-
-
-def _kernel(module: _Conv | _ConvTranspose, size: Size) -> tuple[int, ...]:
-    dims = module.spatial_dims
-    sizes = tuple(size) if isinstance(size, Sequence) else (size,) * dims
-    if len(sizes) != dims:
-        raise conv_error(type(module).__name__, f"kernel_size must be an integer, or {dims} of them",
-                         got={"kernel_size": size}, also=ValueError)  # fmt: skip
-    return sizes
 
 
 def _arguments(spec: ConvSpec, device: Any, dtype: torch.dtype | None) -> dict[str, Any]:

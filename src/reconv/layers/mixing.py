@@ -5,12 +5,17 @@ Each takes (N, C, *spatial). Where `spatial_dims` is given, unbatched (C, *spati
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from reconv.errors import conv_error
+from reconv.layers.arguments import check_counts
+from reconv.layers.described import Described
 from reconv.ops.functional import shuffled
+from reconv.spec import Description
 
 
 def channel_dim(spatial_dims: int | None) -> int:
@@ -18,7 +23,7 @@ def channel_dim(spatial_dims: int | None) -> int:
     return 1 if spatial_dims is None else -1 - spatial_dims
 
 
-class ChannelShuffle(nn.Module):
+class ChannelShuffle(Described):
     """y[n, j·groups + i] = x[n, i·(C/groups) + j]: channels of different groups become neighbours.
 
     Source:  Zhang et al. 2017, arXiv:1707.01083
@@ -35,7 +40,7 @@ class ChannelShuffle(nn.Module):
         return f"groups={self.groups}"
 
 
-class ChannelPermute(nn.Module):
+class ChannelPermute(Described):
     """y[n, c] = x[n, index[c]]. The order is data: the buffer `index`, at first the identity."""
 
     index: Tensor
@@ -52,7 +57,7 @@ class ChannelPermute(nn.Module):
         return str(self.index.numel())
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(Described):
     """y[n, c] = x[n, c] · sigmoid(expand(relu(reduce(mean of x over space))))[n, c].
 
     Args:    reduction: the hidden layer has max(1, channels // reduction) units.
@@ -68,6 +73,7 @@ class SqueezeExcite(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        check_counts(self, channels=channels, reduction=reduction)
         hidden = max(1, channels // reduction)
         self.reduction, self.spatial_dims = reduction, spatial_dims
         self.reduce = nn.Linear(channels, hidden, device=device, dtype=dtype)
@@ -75,9 +81,47 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         dims = input.ndim - 2 if self.spatial_dims is None else self.spatial_dims
+        self._check(tuple(input.shape), dims, batch=self.spatial_dims is None)
         squeezed = input.flatten(-dims).mean(-1)
         scale = self.expand(self.reduce(squeezed).relu()).sigmoid()
         return input * scale.reshape(*scale.shape, *[1] * dims)
 
+    def describe(self, input_shape: Sequence[int]) -> Description:
+        self._check(tuple(input_shape), self.spatial_dims or len(input_shape) - 2, batch=True)
+        return super().describe(input_shape)
+
+    def _check(self, shape: tuple[int, ...], dims: int, batch: bool) -> None:
+        channels = self.reduce.in_features
+        if dims < 1 or len(shape) not in (dims + 2, dims + 2 - (not batch)) or shape[-dims - 1] != channels:
+            raise conv_error(type(self).__name__, f"input must be (N, {channels}, {_axes(self.spatial_dims)})",
+                             got={"input": shape}, also=RuntimeError)  # fmt: skip
+
     def extra_repr(self) -> str:
         return f"reduction={self.reduction}"
+
+
+def _axes(spatial_dims: int | None) -> str:
+    return "*spatial" if spatial_dims is None else f"{spatial_dims} spatial axes"
+
+
+class _SqueezeExcite(SqueezeExcite):
+    """SqueezeExcite for maps of so many axes: (N, C, *spatial), or (C, *spatial) without a batch."""
+
+    dims: ClassVar[int]
+
+    def __init__(
+        self, channels: int, reduction: int = 16, device: Any = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__(channels, reduction, self.dims, device, dtype)
+
+
+class SqueezeExcite1d(_SqueezeExcite):
+    dims = 1
+
+
+class SqueezeExcite2d(_SqueezeExcite):
+    dims = 2
+
+
+class SqueezeExcite3d(_SqueezeExcite):
+    dims = 3

@@ -61,7 +61,7 @@ class Asymmetric:
     def at(self, site: Site, first: tuple[int, ...], rank: int) -> Proposal:
         """The proposal that does the axes `first` first, through `rank` channels a group."""
         spec, mid = site.spec, site.spec.groups * rank
-        early, late = along(spec, first), along(spec, _rest(spec, first))
+        early, late = spec.along(first), spec.along(_rest(spec, first))
         return Proposal(self.name, Chain(early.replace(out_channels=mid, bias=False), late.replace(in_channels=mid)))
 
     def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
@@ -81,21 +81,6 @@ class Asymmetric:
         early, late = (_with_all_axes(size, axes) for axes in (first, rest))
         parts = right.reshape(g, rank, i, *early), left.reshape(g, o, rank, *late)
         return pack(site, proposal.block, parts, chained)
-
-
-def along(spec: ConvSpec, axes: Sequence[int]) -> ConvSpec:
-    """The convolution along some of its axes only: one tap and nothing else along the others.
-
-    Example:
-             >>> str(along(ConvSpec.parse("ic8oc8k3x5s2x1p1x2"), [0]))
-             'ic8oc8k3x1s2x1p1x0'
-    """
-    neutral = {"kernel_size": 1, "stride": 1, "padding": (0, 0), "dilation": 1, "output_padding": 0}
-    changes = {
-        name: tuple(v if axis in axes else other for axis, v in enumerate(getattr(spec, name)))
-        for name, other in neutral.items()
-    }
-    return spec.replace(**changes)
 
 
 def full_rank(spec: ConvSpec, first: Sequence[int]) -> int:
@@ -134,7 +119,7 @@ def _form(spec: ConvSpec, block: Block) -> tuple[tuple[int, ...], int] | None:
     match block:
         case Chain(blocks=(ConvSpec() as early, ConvSpec())):
             for first in _orders(spec):
-                if along(spec, first).kernel_size == early.kernel_size:
+                if spec.along(first).kernel_size == early.kernel_size:
                     return first, max(1, early.out_channels // spec.groups)
     return None
 

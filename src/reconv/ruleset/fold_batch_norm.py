@@ -12,7 +12,19 @@ from reconv.errors import conv_error
 from reconv.ruleset.canonical import dense_weight, float64, relative_error, rounded, torch_weight
 from reconv.ruleset.offers import bad_tensors, foreign, must_serve
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import Activation, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle, out_channels
+from reconv.spec import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    ConvSpec,
+    Deform,
+    Gate,
+    Permute,
+    Shuffle,
+    out_channels,
+)
 from reconv.surgery.sites import Norm, Site
 
 Tensors = Mapping[str, Tensor]
@@ -81,7 +93,7 @@ def scale_output(block: Block, tensors: Tensors, scale: Tensor, shift: Tensor | 
             return _scale_chain(block, tensors, scale, shift)
         case Branches():
             return _scale_branches(block, tensors, scale, shift)
-        case Shuffle() | Permute() | Gate() | Deform() | Activation():
+        case Shuffle() | Permute() | Gate() | Deform() | Activation() | BatchNorm():
             raise conv_error("scale_output", "the output must come from convolutions", spec=block, also=ValueError)
         case _:
             assert_never(block)
@@ -133,7 +145,7 @@ def _folds(block: Block) -> bool:
             return _folds(block.blocks[_last_computing(block)])
         case Branches():
             return all(_folds(branch) for branch in block.blocks)
-        case Shuffle() | Permute() | Gate() | Deform() | Activation():
+        case Shuffle() | Permute() | Gate() | Deform() | Activation() | BatchNorm():
             return False
         case _:
             assert_never(block)

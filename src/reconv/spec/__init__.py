@@ -1,23 +1,27 @@
 """What a convolution is: `ConvSpec`, `Block` and their folds. Free of torch."""
 
-from reconv.spec.block import Activation, Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
+from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
 from reconv.spec.conv import ConvSpec
 from reconv.spec.cost import activation_bytes, macs, params, weight_bytes
+from reconv.spec.describe import Description, describe
 from reconv.spec.geometry import in_channels, out_channels, output_shape, receptive_field
 from reconv.spec.text import parse
 
 __all__ = [
     "Activation",
+    "BatchNorm",
     "Block",
     "Branches",
     "Chain",
     "ConvSpec",
     "Deform",
+    "Description",
     "Gate",
     "Permute",
     "Shuffle",
     "activation_bytes",
     "convs",
+    "describe",
     "in_channels",
     "macs",
     "out_channels",

@@ -9,7 +9,7 @@ from typing import assert_never
 from reconv.errors import conv_error
 from reconv.spec.conv import ConvSpec
 
-ACTIVATIONS = ("relu",)
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
 
 
 class _Composite:
@@ -81,7 +81,7 @@ class Gate(_Composite):
 
 @dataclass(frozen=True)
 class Activation(_Composite):
-    """A function of each value, by its name: one of `ACTIVATIONS`."""
+    """A function of each value, by its name: one of `ACTIVATIONS`, with PyTorch's default settings."""
 
     name: str
 
@@ -89,6 +89,11 @@ class Activation(_Composite):
         if self.name not in ACTIVATIONS:
             raise conv_error("Activation", f"name must be one of {', '.join(ACTIVATIONS)}",
                              got={"name": repr(self.name)}, also=ValueError)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BatchNorm(_Composite):
+    """y[n, c] = γ[c] · (x[n, c] − μ[c]) / √(σ²[c] + 1e-5) + β[c]. Source: Ioffe and Szegedy 2015, arXiv:1502.03167."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,7 @@ class Deform(_Composite):
         return self.conv.replace(out_channels=self.offset_groups * taps * per_tap, groups=1, bias=True)
 
 
-Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform | Activation
+Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform | Activation | BatchNorm
 
 
 def _check_blocks(name: str, blocks: tuple[object, ...]) -> None:
@@ -147,7 +152,7 @@ def convs(block: Block) -> Iterator[ConvSpec]:
         case Deform():
             yield block.offset_conv
             yield block.conv
-        case Shuffle() | Permute() | Gate() | Activation():
+        case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return
         case _:
             assert_never(block)

@@ -183,6 +183,21 @@ class ConvSpec:
         """The same convolution with some fields changed, validated anew."""
         return dataclass_replace(self, **changes)  # type: ignore[arg-type]
 
+    def along(self, axes: Iterable[int]) -> ConvSpec:
+        """The convolution along some of its axes only: one tap and nothing else along the others.
+
+        Example:
+                 >>> str(ConvSpec.parse("ic8oc8k3x5s2x1p1x2").along([0]))
+                 'ic8oc8k3x1s2x1p1x0'
+        """
+        kept = set(axes)
+        neutral = {"kernel_size": 1, "stride": 1, "padding": (0, 0), "dilation": 1, "output_padding": 0}
+        changes = {
+            name: tuple(value if axis in kept else other for axis, value in enumerate(getattr(self, name)))
+            for name, other in neutral.items()
+        }
+        return self.replace(**changes)
+
     @classmethod
     def of(cls, module: Any) -> ConvSpec:
         """The spec of a torch.nn (or reconv.nn) convolution module, of any number of dimensions."""

@@ -7,7 +7,7 @@ from math import prod
 from typing import assert_never
 
 from reconv.errors import conv_error
-from reconv.spec.block import Activation, Block, Branches, Chain, Deform, Gate, Permute, Shuffle
+from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle
 from reconv.spec.conv import ConvSpec
 from reconv.spec.geometry import in_channels as taken_channels
 from reconv.spec.geometry import out_channels, output_shape
@@ -35,14 +35,22 @@ def params(block: Block, in_channels: int | None = None) -> int:
             channels = in_channels or taken_channels(block)
             return sum(params(part, channels) for part in block.blocks)
         case Gate():
-            if in_channels is None:
-                raise conv_error("params", "a gate must know its channels", do="Give in_channels.", spec=block)
-            hidden = max(1, in_channels // block.reduction)
-            return in_channels * hidden * 2 + hidden + in_channels
+            channels = _known(in_channels, block)
+            hidden = max(1, channels // block.reduction)
+            return channels * hidden * 2 + hidden + channels
+        case BatchNorm():
+            return 2 * _known(in_channels, block)
         case Shuffle() | Permute() | Activation():
             return 0
         case _:
             assert_never(block)
+
+
+def _known(channels: int | None, block: Gate | BatchNorm) -> int:
+    if channels is None:
+        what = "a gate" if isinstance(block, Gate) else "a batch norm"
+        raise conv_error("params", f"{what} must know its channels", do="Give in_channels.", spec=block)
+    return channels
 
 
 def macs(block: Block, input_shape: Sequence[int]) -> int:
@@ -70,7 +78,7 @@ def macs(block: Block, input_shape: Sequence[int]) -> int:
             return sum(macs(part, shape) for part in block.blocks)
         case Gate():
             return shape[0] * 2 * shape[1] * max(1, shape[1] // block.reduction)
-        case Shuffle() | Permute() | Activation():
+        case Shuffle() | Permute() | Activation() | BatchNorm():
             return 0
         case _:
             assert_never(block)
@@ -97,7 +105,7 @@ def activation_bytes(block: Block, input_shape: Sequence[int], itemsize: int = 4
         case Deform():
             offsets = activation_bytes(block.offset_conv, shape, itemsize)
             return offsets + activation_bytes(block.conv, shape, itemsize)
-        case ConvSpec() | Shuffle() | Permute() | Gate() | Activation():
+        case ConvSpec() | Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return prod(output_shape(block, shape)) * itemsize
         case _:
             assert_never(block)

@@ -7,7 +7,7 @@ from math import prod
 from typing import assert_never
 
 from reconv.errors import conv_error
-from reconv.spec.block import Activation, Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
+from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
 from reconv.spec.conv import ConvSpec, Ints
 
 
@@ -34,7 +34,7 @@ def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
         case Shuffle() | Permute() | Gate():
             _check_mixing(block, shape)
             return shape
-        case Activation():
+        case Activation() | BatchNorm():
             return shape
         case _:
             assert_never(block)
@@ -54,7 +54,7 @@ def out_channels(block: Block, in_channels: int) -> int:
         case Branches():
             each = [out_channels(part, in_channels) for part in block.blocks]
             return sum(each) if block.join == "concat" else each[0]
-        case Shuffle() | Permute() | Gate() | Activation():
+        case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return in_channels
         case _:
             assert_never(block)
@@ -81,7 +81,7 @@ def in_channels(block: Block) -> int | None:
             return None
         case Branches():
             return next((channels for part in block.blocks if (channels := in_channels(part))), None)
-        case Shuffle() | Gate() | Activation():
+        case Shuffle() | Gate() | Activation() | BatchNorm():
             return None
         case _:
             assert_never(block)
@@ -163,7 +163,7 @@ def _seen(block: Block, axis: int, positions: set[int]) -> set[int]:
             return positions
         case Branches():
             return set().union(*(_seen(part, axis, positions) for part in block.blocks))
-        case Shuffle() | Permute() | Gate() | Activation():
+        case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return positions
         case _:
             assert_never(block)

@@ -3,7 +3,7 @@
 ic64oc128k3x3s2p1d2g4        a convolution; defaults (s1 p0 d1 g1) are left out
 …t op1x1 · nb · mreflect     transposed with output padding · no bias · padding mode (written without spaces)
 A -> B   (A | B)   (A + B)   a chain, branches concatenated, branches summed
-shuffle(4) permute(64) se(16) deform(A, og1, mask) relu
+shuffle(4) permute(64) se(16) deform(A, og1, mask) bn relu gelu …
 """
 
 from __future__ import annotations
@@ -13,7 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from reconv.errors import ConvError, conv_error
-from reconv.spec.block import ACTIVATIONS, Activation, Block, Branches, Chain, Deform, Gate, Permute, Shuffle
+from reconv.spec.block import (
+    ACTIVATIONS,
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    Deform,
+    Gate,
+    Permute,
+    Shuffle,
+)
 from reconv.spec.conv import PADDING_MODES, ConvSpec, Ints, Pads
 
 _MODES = "|".join(PADDING_MODES[1:])
@@ -24,7 +35,7 @@ _CONV = re.compile(
     rf"(?:d(?P<d>{_N}(?:x{_N})*))?(?:g(?P<g>{_N}))?"
     rf"(?P<t>t(?:op(?P<op>{_N}(?:x{_N})*))?)?(?P<nb>nb)?(?:m(?P<m>{_MODES}))?"
 )
-_TOKEN = re.compile(r"\s*(->|[|+(),]|[a-z][a-z0-9:]*|[0-9]+)")
+_TOKEN = re.compile(r"\s*(->|[|+(),]|[a-z][a-z0-9_:]*|[0-9]+)")
 _NUMBERED: dict[str, Callable[[int], Block]] = {"shuffle": Shuffle, "permute": Permute, "se": Gate}
 MAX_TEXT, MAX_DEPTH = 100_000, 50
 
@@ -66,6 +77,8 @@ def block_text(block: Block) -> str:
             return f"se({block.reduction})"
         case Activation():
             return block.name
+        case BatchNorm():
+            return "bn"
         case Deform():
             mask = ", mask" if block.modulated else ""
             return f"deform({conv_text(block.conv)}, og{block.offset_groups}{mask})"
@@ -144,6 +157,8 @@ class _Parser:
             return self.deform()
         if token in ACTIVATIONS:
             return Activation(token)
+        if token == "bn":
+            return BatchNorm()
         if token in _NUMBERED:
             self.expect("(")
             number = self.number()

@@ -1,0 +1,34 @@
+"""What constructors are given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import ClassVar, Protocol
+
+from reconv.errors import conv_error
+
+Size = int | Sequence[int]
+Padding = str | int | Sequence[int | tuple[int, int]]
+
+
+class OfDimensions(Protocol):
+    spatial_dims: ClassVar[int]
+
+
+def per_axis(layer: OfDimensions, size: Size) -> tuple[int, ...]:
+    """The kernel size along each axis of the layer's maps."""
+    dims = layer.spatial_dims
+    sizes = tuple(size) if isinstance(size, Sequence) else (size,) * dims
+    if len(sizes) != dims:
+        raise conv_error(type(layer).__name__, f"kernel_size must be an integer, or {dims} of them",
+                         got={"kernel_size": size}, also=ValueError)  # fmt: skip
+    return sizes
+
+
+def check_counts(layer: object, **counts: object) -> None:
+    """Each must be a number of things."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise conv_error(type(layer).__name__, f"{name} must be an integer >= 1", got={name: value},
+                             also=ValueError)  # fmt: skip
