@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error, error_type
+from reconv.ops.deform import deform_conv1d, deform_conv2d, deform_conv3d
 from reconv.ops.dispatch import convolve
 from reconv.spec import ConvSpec, output_shape
 
@@ -23,6 +24,12 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "deform_conv1d",
+    "deform_conv2d",
+    "deform_conv3d",
+    "separable_conv1d",
+    "separable_conv2d",
+    "separable_conv3d",
 ]
 
 Size = int | Sequence[int]
@@ -58,6 +65,19 @@ class ConvTranspose(Protocol):
         padding: Padding = 0,
         output_padding: Size = 0,
         groups: int = 1,
+        dilation: Size = 1,
+    ) -> Tensor: ...
+
+
+class SeparableConv(Protocol):
+    def __call__(
+        self,
+        input: Tensor,
+        depthwise_weight: Tensor,
+        pointwise_weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Padding = 0,
         dilation: Size = 1,
     ) -> Tensor: ...
 
@@ -113,6 +133,55 @@ def _conv_transpose(dims: int) -> ConvTranspose:
     return _named(conv_transpose, f"conv_transpose{dims}d")
 
 
+def _separable_conv(dims: int) -> SeparableConv:
+    name = f"separable_conv{dims}d"
+
+    def separable_conv(
+        input: Tensor,
+        depthwise_weight: Tensor,
+        pointwise_weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+    ) -> Tensor:
+        """A depthwise convolution, then a pointwise one.
+
+            y[n, o, p] = bias[o] + Σ_{c,j} v[o, m·c + j] · Σ_k w[m·c + j, k] · input[n, c, stride·p + dilation·k − lo]
+
+        Args:    input: (N, C_in, *spatial) or (C_in, *spatial); N may be 0.
+                 depthwise_weight: w, (m · C_in, 1, *kernel). pointwise_weight: v, (C_out, m · C_in, 1, …).
+                 bias: (C_out,). stride, padding, dilation: of the depthwise one, as conv1d … conv3d take them.
+        Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial)
+        Raises:  ConvError, of the builtin type that torch raises: when the arguments do not fit each other.
+        Source:  Chollet 2017, arXiv:1610.02357
+        """
+        _check_separable(name, dims, input, depthwise_weight, pointwise_weight)
+        channels = input.shape[-dims - 1]
+        inner = conv_nd(dims, input, depthwise_weight, None, stride, padding, dilation, channels, name=name)
+        return conv_nd(dims, inner, pointwise_weight, bias, name=name)
+
+    return _named(separable_conv, name)
+
+
+def _check_separable(name: str, dims: int, input: Any, depthwise: Any, pointwise: Any) -> None:
+    tensors = {"input": input, "depthwise_weight": depthwise, "pointwise_weight": pointwise}
+    for key, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise conv_error(name, f"{key} must be a tensor", got={key: type(value).__name__}, also=TypeError)
+    got = {key: _shape(value) for key, value in tensors.items()}
+    if input.ndim not in (dims + 1, dims + 2):
+        raise conv_error(name, f"input must be (N, C_in, *spatial) or (C_in, *spatial) with {dims} spatial axes",
+                         got=got, also=RuntimeError)  # fmt: skip
+    channels = input.shape[-dims - 1]
+    if depthwise.ndim != dims + 2 or depthwise.shape[1] != 1 or not channels or depthwise.shape[0] % channels:
+        must = f"depthwise_weight must be (a multiple of C_in, 1, and {dims} spatial axes)"
+        raise conv_error(name, must, got=got, also=RuntimeError)
+    if pointwise.ndim != dims + 2 or tuple(pointwise.shape[1:]) != (depthwise.shape[0], *[1] * dims):
+        must = f"pointwise_weight must be (C_out, {depthwise.shape[0]}{', 1' * dims})"
+        raise conv_error(name, must, got=got, also=RuntimeError)
+
+
 def _named(function: Any, name: str) -> Any:
     function.__name__ = function.__qualname__ = name
     return function
@@ -120,6 +189,7 @@ def _named(function: Any, name: str) -> Any:
 
 conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
 conv_transpose1d, conv_transpose2d, conv_transpose3d = _conv_transpose(1), _conv_transpose(2), _conv_transpose(3)
+separable_conv1d, separable_conv2d, separable_conv3d = _separable_conv(1), _separable_conv(2), _separable_conv(3)
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
@@ -159,8 +229,9 @@ def conv_nd(
     output_padding: Size = 0,
     *,
     transposed: bool = False,
+    name: str = "",
 ) -> Tensor:
-    """Every entrance above: any number of dimensions, transposed or not."""
+    """Every entrance above: any number of dimensions, transposed or not; `name` stands in errors."""
     try:
         pairs = _pairs(padding, dims)
         if transposed:
@@ -178,7 +249,8 @@ def conv_nd(
             raise
         settings_ = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
                      "output_padding": output_padding, "transposed": transposed}  # fmt: skip
-        raise _explained(error, dims, input, weight, bias, settings_) from error
+        name = name or f"conv{'_transpose' * transposed}{dims}d"
+        raise _explained(error, name, dims, input, weight, bias, settings_) from error
 
 
 def flat_pads(pairs: Pairs) -> list[int]:
@@ -208,9 +280,9 @@ def _cut(output: Tensor, amounts: Pairs) -> Tensor:
 
 
 # -- why torch refused ----------------------------------------------------------------------------
-def _explained(error: Exception, dims: int, input: Any, weight: Any, bias: Any, settings: dict[str, Any]) -> ConvError:
+def _explained(error: Exception, name: str, dims: int, input: Any, weight: Any, bias: Any,
+               settings: dict[str, Any]) -> ConvError:  # fmt: skip
     """What must hold, in our words where a rule is broken and else in torch's; always of torch's error type."""
-    name = f"conv_transpose{dims}d" if settings["transposed"] else f"conv{dims}d"
     try:
         for broken in _broken(name, dims, input, weight, bias, settings):
             return error_type(type(error))(str(broken))

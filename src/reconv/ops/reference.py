@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reconv.errors import conv_error
-from reconv.spec import Activation, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle
+from reconv.spec import Activation, BatchNorm, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle
 from reconv.spec.geometry import axis_length
 
 Array = NDArray[np.float64]
 _MODES: dict[str, Any] = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "hardswish": lambda x: x * np.clip(x + 3, 0, 6) / 6,
+    "hardsigmoid": lambda x: np.clip(x + 3, 0, 6) / 6,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+}
 
 
 def run(block: Block, tensors: Mapping[str, Any], x: Any) -> Array:
@@ -45,10 +58,11 @@ def run(block: Block, tensors: Mapping[str, Any], x: Any) -> Array:
         case Gate():
             return gate(x, {name: _array(tensor) for name, tensor in tensors.items()})
         case Activation():
-            return np.maximum(x, 0)
+            return ACTIVATIONS[block.name](x)
+        case BatchNorm():
+            return batch_norm(x, {name: _array(tensor) for name, tensor in tensors.items()})
         case Deform():
-            raise conv_error("reference.run", "the block must not be deformable yet", spec=block,
-                             also=NotImplementedError)  # fmt: skip
+            return _deformed(block, {name: _array(tensor) for name, tensor in tensors.items()}, x)
         case _:
             assert_never(block)
 
@@ -76,6 +90,56 @@ def conv_transpose(spec: ConvSpec, x: Array, weight: Array, bias: Array) -> Arra
             y[:, outs][points] += np.einsum("nc...,co->no...", x[:, ins], weight[(ins, ..., *k)])
     kept: tuple[Any, ...] = tuple(slice(lo, lo + n) for (lo, _), n in zip(spec.padding, lengths, strict=True))
     return y[(..., *kept)] + _per_channel(bias, lengths)
+
+
+def batch_norm(x: Array, tensors: Mapping[str, Array]) -> Array:
+    """(x − mean) / √(var + 1e-5) · weight + bias with the running mean and variance, as in evaluation."""
+    mean, var, weight, bias = (
+        _per_channel(tensors[name], x.shape[2:]) for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+
+def deform_conv(spec: ConvSpec, x: Array, offset: Array, weight: Array, bias: Array, mask: Array | None) -> Array:
+    """y[n, o, p] = b[o] + Σ_{c,k} w[o, c, k] · m[n, k, p] · x[n, c, s·p + d·k + Δ[n, k, p]], where x is padded.
+
+    With K kernel points and G groups of channels: offset is (N, G·K·axes, *out), mask (N, G·K, *out).
+    """
+    x = np.pad(x, [(0, 0), (0, 0), *spec.padding], mode=_MODES[spec.padding_mode])
+    batch, lengths, taps = len(x), offset.shape[2:], list(np.ndindex(*spec.kernel_size))
+    groups = offset.shape[1] // (len(taps) * spec.spatial_dims)
+    offset = offset.reshape(batch, groups, len(taps), spec.spatial_dims, *lengths)
+    mask = np.ones((batch, groups, len(taps), *lengths)) if mask is None else mask.reshape(*offset.shape[:3], *lengths)
+    size = spec.in_channels // groups
+    seen = np.zeros((*x.shape[:2], len(taps), *lengths))
+    for n, g, t, *p in np.ndindex(batch, groups, len(taps), *lengths):
+        point = np.multiply(spec.stride, p) + np.multiply(spec.dilation, taps[t]) + offset[(n, g, t, slice(None), *p)]
+        channels = slice(g * size, (g + 1) * size)
+        seen[(n, channels, t, *p)] = mask[(n, g, t, *p)] * between(x[n, channels], point)
+    y = np.zeros((batch, spec.out_channels, *lengths)) + _per_channel(bias, lengths)
+    for outs, ins in _groups(spec):
+        weights = weight[outs].reshape(-1, spec.in_channels // spec.groups, len(taps))
+        y[:, outs] += np.einsum("nct...,oct->no...", seen[:, ins], weights)
+    return y
+
+
+def between(x: Array, point: Array) -> Array:
+    """x: (C, *spatial) at a point between its positions: linear along each axis, 0 outside."""
+    value, low = np.zeros(len(x)), np.floor(point).astype(int)
+    for corner in np.ndindex(*[2] * len(low)):
+        at = low + corner
+        if np.all((at >= 0) & (at < x.shape[1:])):
+            value += np.prod(1 - np.abs(point - at)) * x[(slice(None), *at)]
+    return value
+
+
+def _deformed(block: Deform, tensors: Mapping[str, Array], x: Array) -> Array:
+    """The offsets, and the mask where there is one, come from a convolution of x, in this order."""
+    moves = conv(block.offset_conv, x, tensors["offset_conv.weight"], tensors["offset_conv.bias"])
+    count = moves.shape[1] - block.modulated * moves.shape[1] // (block.conv.spatial_dims + 1)
+    mask = 1 / (1 + np.exp(-moves[:, count:])) if block.modulated else None
+    bias = tensors["bias"] if block.conv.bias else np.zeros(block.conv.out_channels)
+    return deform_conv(block.conv, x, moves[:, :count], tensors["weight"], bias, mask)
 
 
 def gate(x: Array, tensors: Mapping[str, Array]) -> Array:

@@ -13,11 +13,12 @@ from torch.nn.parameter import UninitializedParameter
 from reconv.errors import conv_error
 from reconv.layers.compose import ChainLayer
 from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
-from reconv.surgery.sites import ConvCall, Norm, Site
+from reconv.surgery.sites import DEFORMABLE, ConvCall, Norm, Site
 from reconv.surgery.trace import Field, Observer, Run, Trace, is_conv, plain_forward
 
 SCRIPTED = "TorchScript: its layers cannot be swapped; give the network as Python code"
 FUNCTIONAL = "functional convolution: there is no module to swap"
+DEFORMED = "deformable convolution: no rule rewrites it"
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,15 @@ def find_sites(
         if run.module is not None:
             by_module.setdefault(run.module, []).append(run)
         else:
-            refusals[run.call.name] = SCRIPTED if run.scripted else FUNCTIONAL
+            refusals[run.call.name] = _unreachable(run)
     sites = tuple(_site(trace, module, runs) for module, runs in by_module.items())
     return Network(sites, tuple(r.call for r in trace.runs), tuple(refusals.items()), trace.reads_values)
+
+
+def _unreachable(run: Run) -> str:
+    if run.scripted:
+        return SCRIPTED
+    return DEFORMED if run.call.kind == DEFORMABLE else FUNCTIONAL
 
 
 def _check_initialised(model: nn.Module) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from reconv.errors import conv_error
 from reconv.spec import Block, ConvSpec
 
+DEFORMABLE = "deformable"  # the kind of such a call
+
 
 @dataclass(frozen=True)
 class ConvCall:

@@ -16,13 +16,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from reconv.errors import conv_error
+from reconv.layers.deform import is_deformable
+from reconv.ops.deform import watched_by
 from reconv.spec import ConvSpec, macs
 from reconv.surgery.clone import user_hooks
 from reconv.surgery.outputs import tensors_in
-from reconv.surgery.sites import ConvCall
+from reconv.surgery.sites import DEFORMABLE, ConvCall
 
 CONVOLUTIONS = ("aten::convolution", "aten::_convolution", "aten::convolution_overrideable")
-DEFORMABLE = "torchvision::deform_conv2d"
+TORCHVISIONS = "torchvision::deform_conv2d"
 VALUE_READS = ("aten::_local_scalar_dense", "aten::item", "aten::is_nonzero")
 
 
@@ -81,7 +83,7 @@ class Trace(TorchDispatchMode):
         trace = cls(model.eval(), field, observers)
         handles = [h for m in model.modules() if can_hook(m) for h in trace.watch(m)]
         try:
-            with torch.no_grad(), trace:
+            with torch.no_grad(), watched_by(trace.note_deformable), trace:
                 result = model(*inputs)
         except Exception as error:
             shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
@@ -139,8 +141,10 @@ class Trace(TorchDispatchMode):
             self.reads_values = True
         elif name in CONVOLUTIONS:
             self.note_convolution(args, out)
-        elif name == DEFORMABLE:
-            self.note_deformable(args, out)
+        elif name == TORCHVISIONS:
+            x, weight, _, _, bias, sh, sw, ph, pw, dh, dw, groups = args[:12]
+            spec = spec_of_call(weight, bias, (sh, sw), (ph, pw), (dh, dw), False, (0, 0), groups)
+            self.note_deformable(spec, x, weight, bias, out)
         elif "batch_norm" in name and self.inside is not None:
             self.outputs[out[0] if isinstance(out, tuple) else out] = self.inside
         return out
@@ -176,18 +180,24 @@ class Trace(TorchDispatchMode):
         if module is not None and plain_forward(module) is None:
             applied, spec = spec, ConvSpec.of(module)  # with padding that is an operator of its own
             shape = _unpadded(shape, applied, spec)
-        self.record(spec, shape, weight, bias, out, macs(spec, shape) if shape[0] else 0, module)
+        kind = "conv_transpose" if spec.transposed else "conv"
+        name = self.name_of(module) if module is not None else self.functional_name(kind, weight)
+        self.record(name, spec.kind, spec, shape, weight, bias, out, module)
 
-    def note_deformable(self, args: Any, out: Tensor) -> None:
-        x, weight, _, _, bias, sh, sw, ph, pw, dh, dw, groups = args[:12]
-        spec = spec_of_call(weight, bias, (sh, sw), (ph, pw), (dh, dw), False, (0, 0), groups)
-        self.record(spec, tuple(x.shape), weight, bias, out, macs(spec, x.shape), None, kind="deformable")
+    def note_deformable(self, spec: ConvSpec, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        """A deformable convolution is no site, even as a layer: no rule can rewrite it."""
+        shape, layer = tuple(x.shape), self.inside
+        if is_deformable(layer):
+            applied, spec, name = spec, layer.deform.conv, self.name_of(layer)
+            shape = _unpadded(shape, applied, spec)
+        else:
+            name = self.functional_name("deform_conv", weight)
+        self.record(name, DEFORMABLE, spec, shape, weight, bias, out, None)
 
-    def record(self, spec: ConvSpec, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None, out: Tensor,
-               work: int, module: nn.Module | None, kind: str | None = None) -> None:  # fmt: skip
-        name = self.name_of(module) if module is not None else self.functional_name(spec, weight)
-        call = ConvCall(name, kind or spec.kind, spec, shape, tuple(weight.shape), tuple(out.shape), out.dtype, work,
-                        functional=module is None,
+    def record(self, name: str, kind: str, spec: ConvSpec, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None,
+               out: Tensor, module: nn.Module | None) -> None:  # fmt: skip
+        call = ConvCall(name, kind, spec, shape, tuple(weight.shape), tuple(out.shape), out.dtype,
+                        macs(spec, shape) if shape[0] else 0, functional=module is None,
                         receptive_field=self.field.of(out) if self.field else None)  # fmt: skip
         run = Run(call, module, weight, bias, self.is_scripted(weight))
         self.runs.append(run)
@@ -196,12 +206,11 @@ class Trace(TorchDispatchMode):
     def is_scripted(self, weight: Tensor) -> bool:
         return weight.data_ptr() in self.scripted or isinstance(self.model, torch.jit.ScriptModule)
 
-    def functional_name(self, spec: ConvSpec, weight: Tensor) -> str:
+    def functional_name(self, kind: str, weight: Tensor) -> str:
         """`module.conv2d`, numbered from the second call in the same module on; in TorchScript the weight's name."""
         if weight.data_ptr() in self.scripted:
             return self.scripted[weight.data_ptr()]
-        kind = ("conv_transpose" if spec.transposed else "conv") + f"{spec.spatial_dims}d"
-        base = ".".join(part for part in (self.name_of(self.inside), kind) if part)
+        base = ".".join(part for part in (self.name_of(self.inside), f"{kind}{weight.ndim - 2}d") if part)
         count = sum(r.call.functional and r.call.name.partition("#")[0] == base for r in self.runs)
         return f"{base}#{count + 1}" if count else base
 
