@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reconv import classic as classic
     from reconv import functional as functional
     from reconv import nn as nn
+    from reconv import tensorflow as tensorflow
     from reconv.costing.summary import Summary as Summary
     from reconv.costing.summary import summary as summary
     from reconv.errors import ConvError as ConvError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from reconv.spec import Block as Block
     from reconv.spec import ConvSpec as ConvSpec
     from reconv.spec import parse as parse
+    from reconv.surgery.features import feature_maps as feature_maps
 
 __version__ = "0.1.0"
 
@@ -41,7 +44,9 @@ _HOMES = {
     "Result": "reconv.rewriting.job",
     "Summary": "reconv.costing.summary",
     "apply": "reconv.rewriting.apply",
+    "classic": "reconv.classic",
     "export": "reconv.rewriting.export",
+    "feature_maps": "reconv.surgery.features",
     "functional": "reconv.functional",
     "load": "reconv.rewriting.store",
     "nn": "reconv.nn",
@@ -51,6 +56,7 @@ _HOMES = {
     "rewrite": "reconv.rewriting.job",
     "rules": "reconv.ruleset",
     "summary": "reconv.costing.summary",
+    "tensorflow": "reconv.tensorflow",
 }
 _OTHER_NAMES = {"rules": "RULES"}
 

@@ -1,0 +1,1 @@
+"""What it looks like. Arrays and text in, pictures out; free of torch."""
