@@ -37,7 +37,6 @@ ROWS = {
 CASES = {name: (parse(text), shape) for name, (text, shape) in ROWS.items()}
 LAYERS = {name: case for name, case in BLOCKS.items() if isinstance(case.block, Deform)}
 each_case = pytest.mark.parametrize("block, shape", CASES.values(), ids=CASES.keys())
-
 each_layer = pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
 
 

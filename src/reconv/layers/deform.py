@@ -118,7 +118,7 @@ class _DeformConv(Described):
                  "padding_mode": "zeros"}  # fmt: skip
         told = {name: value for name, value in shown.items() if name not in usual or value != usual[name]}
         told |= {"offset_groups": self.deform.offset_groups, "modulated": self.deform.modulated}
-        settings = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        settings = ", ".join(f"{name}={value}" for name, value in told.items())
         return f"{spec.in_channels}, {spec.out_channels}, {settings}"
 
 
