@@ -10,7 +10,7 @@
 namespace reconv::RECONV_ISA {
 namespace {
 
-constexpr std::int64_t MACS_PER_THREAD = 1'000'000; // a smaller part is done before a sleeping thread has woken up
+constexpr std::int64_t MACS_PER_THREAD = 200'000; // less is done before another thread has begun
 constexpr int MOST_VECTORS = RECONV_REGISTERS == 32 ? 4 : 2;
 
 // How many positions a tile has with V vectors: accumulators, weights and one input value fit the registers.
@@ -26,8 +26,8 @@ struct Window {
 
 template <class T> struct Work {
   const T *x;                         // already padded
-  const T *weights;                   // [output-channel block][window][lane]
-  std::int64_t block_step, value_step; // between blocks, and between values of the window
+  const T *weights;                   // of a block of output channels: [value of the window][lane]
+  std::int64_t value_step;            // between the values of the window
   std::int64_t x_n, x_h, x_w;         // strides of the padded input
   std::int64_t out_h, out_w, stride_h, stride_w;
   Window window;
@@ -131,30 +131,10 @@ bool lies_ready(const DirectShape &d, std::int64_t width) {
          (d.kernel_h == 1 || d.w_h == d.kernel_w * c * o);
 }
 
-// Where the weights are: in place, or packed. Returns the bias, with zeros behind it; null where memory ran out.
-template <class T> const T *placed(const DirectShape &d, const T *w, const T *b, std::int64_t blocks,
-                                   std::int64_t width, Work<T> &work) {
-  const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels;
-  const bool ready = lies_ready(d, width);
-  const std::int64_t size = ready ? 0 : window * blocks * width;
-  T *packed = packed_weights.of<T>(size + blocks * width), *bias = packed + size;
-  if (!packed)
-    return nullptr;
-  work.weights = ready ? w : packed, work.block_step = ready ? width : window * width;
-  work.value_step = ready ? d.out_channels : width;
-  for (std::int64_t block = 0; block < blocks && !ready; ++block)
-    pack_block(d, w + block * width * d.w_o, smaller(width, d.out_channels - block * width), width,
-               packed + block * window * width);
-  zeros(bias, blocks * width);
-  if (b)
-    copied(b, d.out_channels, bias);
-  return bias;
-}
-
 // The input with zeros around it, or the input itself where none are wanted.
 template <class T> Work<T> padded(const DirectShape &d, const T *x) {
-  Work<T> work{.x = x, .weights = nullptr, .block_step = 0, .value_step = 0, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w, .out_h = d.out_h,
-               .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}, .relu = d.relu != 0};
+  Work<T> work{.x = x, .weights = nullptr, .value_step = 0, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w,
+               .out_h = d.out_h, .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}, .relu = d.relu != 0};
   if (d.top || d.bottom || d.left || d.right) {
     const std::int64_t c = d.in_channels, h = d.height + d.top + d.bottom, w = d.width + d.left + d.right;
     T *to = padded_input.of<T>(d.batch * h * w * c);
@@ -186,9 +166,11 @@ template <class T> Work<T> padded(const DirectShape &d, const T *x) {
   return work;
 }
 
-// Vectors in a block: as many as the registers hold, evenly divided.
-int vectors_of(std::int64_t all) {
-  return static_cast<int>(divided_up(all, divided_up(all, MOST_VECTORS)));
+// How many vectors of output channels a block has: as many as the registers hold, evenly divided.
+// With `apart`, so few that each thread has blocks of its own.
+int vectors_of(const DirectShape &d, std::int64_t all, bool apart) {
+  const std::int64_t least = divided_up(all, MOST_VECTORS), threads = apart ? d.threads : 1;
+  return static_cast<int>(divided_up(all, smaller(all, divided_up(least, threads) * threads)));
 }
 
 template <class F> void called(const void *body, std::int64_t begin, std::int64_t end) {
@@ -197,26 +179,41 @@ template <class F> void called(const void *body, std::int64_t begin, std::int64_
 
 template <class T> int one(const DirectShape &d, const T *x, const T *w, const T *b, T *y, Parallel parallel) {
   static constexpr auto rows = rows_of<T>(std::make_integer_sequence<int, MOST_VECTORS>{});
-  const std::int64_t vectors = divided_up(d.out_channels, lanes<T>);
-  const std::int64_t V = vectors_of(vectors), blocks = divided_up(vectors, V), width = V * lanes<T>;
-  Work<T> work = padded(d, x);
-  const T *bias = placed(d, w, b, blocks, width, work);
-  if (!work.x || !bias)
+  const Work<T> work = padded(d, x);
+  if (!work.x)
     return 1;
+  const std::int64_t window = d.kernel_h * d.kernel_w * d.in_channels, high = d.batch * work.out_h;
+  const std::int64_t vectors = divided_up(d.out_channels, lanes<T>);
+  // What one core has written or packed comes slowly to another: threads share the smaller of weights and input.
+  const bool apart = d.threads > high || window * d.out_channels > d.batch * d.height * d.width * d.in_channels;
+  const std::int64_t V = vectors_of(d, vectors, apart), blocks = divided_up(vectors, V), width = V * lanes<T>;
+  const bool ready = lies_ready(d, width);
   const Row<T> run = rows.of[V - 1];
+  int failed = 0;
   const auto some = [&](std::int64_t begin, std::int64_t end) {
+    Work<T> mine = work;
+    T bias[MOST_VECTORS * lanes<T>], *packed = ready ? nullptr : packed_weights.of<T>(window * width);
+    if (!ready && !packed)
+      return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
+    mine.value_step = ready ? d.out_channels : width;
     for (std::int64_t job = begin; job < end; ++job) { // blocks outermost: their weights stay in the cache
-      const std::int64_t block = job / (d.batch * work.out_h), at = job % (d.batch * work.out_h);
-      const std::int64_t n = at / work.out_h, h = at % work.out_h, first = block * width;
-      run(work, work.x + n * work.x_n + h * work.stride_h * work.x_h, work.weights + block * work.block_step,
-          bias + first, y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels,
-          d.out_channels - first);
+      const std::int64_t block = job / high, n = job % high / work.out_h, h = job % high % work.out_h;
+      const std::int64_t first = block * width, left = d.out_channels - first;
+      if (job == begin || job % high == 0) {
+        zeros(bias, width);
+        if (b)
+          copied(b + first, smaller(width, left), bias);
+        if (!ready)
+          pack_block(d, w + first * d.w_o, smaller(width, left), width, packed);
+        mine.weights = ready ? w + first : packed;
+      }
+      run(mine, work.x + n * work.x_n + h * work.stride_h * work.x_h, mine.weights, bias,
+          y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels, left);
     }
   };
-  const std::int64_t macs = work.out_w * d.kernel_h * d.kernel_w * d.in_channels * width; // of one job
-  parallel(d.threads, d.batch * work.out_h * blocks, larger(1, MACS_PER_THREAD / larger(1, macs)),
-           &called<decltype(some)>, &some);
-  return 0;
+  const std::int64_t macs = work.out_w * window * width; // of one job
+  parallel(d.threads, high * blocks, larger(1, MACS_PER_THREAD / larger(1, macs)), &called<decltype(some)>, &some);
+  return failed;
 }
 
 // The largest of each square of outputs. As torch has it, NaN is larger than any, and a border too thin is dropped.

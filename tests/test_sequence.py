@@ -188,13 +188,63 @@ def test_pooling_keeps_what_is_no_number():
         assert torch.equal(layer(x).isnan(), part_by_part(layer, x).isnan())
 
 
-@pytest.mark.parametrize("where", [0, 2, 3])
-def test_a_sequence_hears_hooks(where):
-    layer = quick(*convs(3, 8), nn.ReLU(), build(parse("ic8oc4k1x1nb -> ic4oc9k3x3p1")), nn.MaxPool2d(2))
+def _exchange(layer: nn.Module, where: int) -> None:
+    layer[where] = nn.Sequential(layer[where], nn.Sigmoid())
+
+
+def _add_a_hook(layer: nn.Module, where: int) -> None:
     layer[where].register_forward_hook(lambda module, inputs, output: output + 1)
+
+
+def _add_a_hook_before(layer: nn.Module, where: int) -> None:
+    layer[where].register_forward_pre_hook(lambda module, inputs: (inputs[0] + 1,))
+
+
+def _put_into(layer: nn.Module, where: int) -> None:
+    layer._modules[str(where)] = nn.Sequential(layer[where], nn.Tanh())
+
+
+def _take_out(layer: nn.Module, where: int) -> None:
+    del layer[3][1]
+    layer[3].append(nn.Conv2d(4, 9, 1).to(memory_format=CL))
+
+
+ALTERED = {
+    "a hook": _add_a_hook,
+    "a hook before": _add_a_hook_before,
+    "a forward of its own": lambda layer, where: _other_forward(layer[where]),
+    "another module": _exchange,
+    "another module, unseen": _put_into,
+    "a part of a part": _take_out,
+    "a copy's hook": lambda layer, where: _add_a_hook(copy.deepcopy(layer), where),
+}
+
+
+@pytest.mark.parametrize("where", [0, 1, 3, 4])
+@pytest.mark.parametrize("alter", ALTERED.values(), ids=ALTERED.keys())
+def test_a_sequence_follows_what_is_done_to_its_parts(alter, where):
+    """Before and after, since it remembers what it has seen."""
+    chain = build(parse("ic8oc4k1x1nb -> ic4oc9k3x3p1"))
+    layer = quick(*convs(3, 8), Absorbed(), nn.ReLU(), chain, nn.MaxPool2d(2))
     x = torch.randn(1, 3, 8, 8).contiguous(memory_format=CL)
     with torch.no_grad():
-        torch.testing.assert_close(layer(x), part_by_part(layer, x))
+        for each in (layer, copy.deepcopy(layer)):
+            torch.testing.assert_close(each(x), part_by_part(each, x))
+            alter(each, where)
+            torch.testing.assert_close(each(x), part_by_part(each, x))
+
+
+def test_a_sequence_hears_hooks_on_all_modules():
+    layer, heard = quick(*convs(3, 8, 4)), []
+    x = torch.randn(1, 3, 8, 8).contiguous(memory_format=CL)
+    with torch.no_grad():
+        layer(x)
+        handle = nn.modules.module.register_module_forward_hook(lambda module, *_: heard.append(type(module)))
+        try:
+            layer(x)
+        finally:
+            handle.remove()
+    assert heard == [nn.Conv2d, nn.Conv2d, QuickSequential]
 
 
 class Doubling(ChainLayer):

@@ -20,8 +20,8 @@ from reconv.rewriting.job import Result, rewrite
 from reconv.rewriting.store import load
 
 BUDGET = "latency=0.185"
-TARGET = "torch:1"
-EPOCHS = 4
+TARGET = "torch:2"
+EPOCHS = 3
 RUN = Path("runs/demo")
 
 

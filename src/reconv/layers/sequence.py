@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.utils.hooks import RemovableHandle
 
 from reconv.layers.conv import Conv2d
 from reconv.ops.dispatch import convolve_first
@@ -16,6 +17,13 @@ Settings = tuple[Any, ...]  # of one convolution: stride, padding, dilation, gro
 
 class Quick(nn.Module):
     """A call goes straight to `forward` where no hook listens: on small maps the way there costs as much."""
+
+    patches: ClassVar[int] = 0  # how often a `forward` was set on one of these
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            Quick.patches += 1
+        super().__setattr__(name, value)
 
     def __call__(self, input: Tensor) -> Tensor:
         if type(input) is Tensor and not (_hooked(self) or _hooked_everywhere()):
@@ -32,74 +40,97 @@ class QuickSequential(Quick, nn.Sequential):
     computed in one call where a kernel does that."""
 
     def forward(self, input: Tensor) -> Tensor:
-        steps, at = self._steps(), 0
-        fresh = False  # a convolution's output, which nobody else sees
+        steps = self._steps()
+        at, fresh = 0, False  # fresh: a convolution's output, which nobody else sees
         while at < len(steps):
-            if type(input) is Tensor and (run := _Run.of(steps, at)):
-                count, input = convolve_first(input.ndim - 2, input, run.tensors, tuple(run.settings))
+            if type(input) is Tensor and (run := _run(steps, at)):
+                tensors, settings, ends = run
+                count, input = convolve_first(input.ndim - 2, input, tensors, tuple(settings))
                 if count:
-                    at, fresh = run.ends[count - 1], True
+                    at, fresh = ends[count - 1], True
                     continue
-            part = steps[at]
-            plain = not (_hooked(part) or _hooked_everywhere())
-            input = input.relu_() if fresh and plain and type(part) is nn.ReLU else part(input)
-            fresh, at = plain and isinstance(part, _ConvNd), at + 1
+            part, kind = steps[at]
+            quick_relu = fresh and kind is nn.ReLU and not _hooked(part) and "forward" not in part.__dict__
+            input = input.relu_() if quick_relu else part(input)
+            fresh, at = kind is not None and isinstance(part, _ConvNd), at + 1
         return input
 
-    def _steps(self) -> list[nn.Module]:
-        """The parts, those of quick sequences among them in their place, without what has been absorbed."""
-        steps: list[nn.Module] = []
-        everywhere = _hooked_everywhere()
+    def _steps(self) -> list[Step]:
+        """The parts, those of quick sequences among them in their place, without what has been absorbed.
+
+        To look at every part takes as long as some convolutions. So they are known until a hook has been registered
+        anywhere, a `forward` set, or a part exchanged.
+        """
+        stamp = (RemovableHandle.next_id, Quick.patches)
+        if not torch.compiler.is_compiling() and (known := self.__dict__.get(KNOWN_STEPS)):
+            before, held, steps = known
+            if before == stamp and all([[*m._modules.values()] == parts for m, parts in held]):
+                return steps
+        steps, held = [], []
+        self._unfold(steps, held, _hooked_everywhere())
+        if not torch.compiler.is_compiling():
+            self.__dict__[KNOWN_STEPS] = stamp, held, steps
+        return steps
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the known steps: a copy, or another process, has other hooks."""
+        return {name: value for name, value in self.__dict__.items() if name != KNOWN_STEPS}
+
+    def _unfold(self, steps: list[Step], held: list[tuple[nn.Module, list[nn.Module | None]]], hooked: bool) -> None:
+        held.append((self, [*self._modules.values()]))
         for part in self._modules.values():
             if part is None:
                 continue
-            if everywhere or not _plain(part):
-                steps.append(part)
-            elif isinstance(part, QuickSequential) and type(part).forward is QuickSequential.forward:
-                steps += part._steps()
-            elif type(part) is not Absorbed:
-                steps.append(part)
-        return steps
+            kind: type = type(part)
+            plain = not (hooked or part._forward_hooks or part._forward_pre_hooks)
+            if plain and kind in KNOWN:
+                if kind is not Absorbed or "forward" in part.__dict__:
+                    steps.append((part, kind))
+            elif plain and isinstance(part, QuickSequential) and _opens(part):
+                part._unfold(steps, held, hooked)
+            else:
+                steps.append((part, None))
 
 
-class _Run:
-    """Plain convolutions that follow each other from a step on."""
+KNOWN_STEPS = "_known_steps"
+KNOWN = frozenset({Conv2d, nn.Conv2d, nn.ReLU, nn.MaxPool2d, Absorbed})
+Step = tuple[nn.Module, type | None]  # and its kind, where calling it does no more forward than such a module does
 
-    def __init__(self) -> None:
-        self.tensors: list[Tensor | None] = []  # weight and bias of each
-        self.settings: list[Settings] = []
-        self.ends: list[int] = []  # the step after each, its ReLU and its pooling
 
-    @classmethod
-    def of(cls, steps: Sequence[nn.Module], at: int) -> _Run | None:
-        """None where there is none, or where calling the modules would do more than compute."""
-        run = cls()
-        if _hooked_everywhere():
-            return None
-        for end, part in enumerate(steps[at:], at + 1):
-            if not _plain(part) or not run.takes(part, type(part)):
-                break
-            run.ends[-1] = end
-        return run if run.settings else None
+def _opens(part: QuickSequential) -> bool:
+    """Whether calling it does no more than calling its parts."""
+    return type(part).forward is QuickSequential.forward and "forward" not in part.__dict__ and not _hooked(part)
 
-    def takes(self, part: Any, kind: type) -> bool:
+
+def _run(steps: list[Step], at: int) -> tuple[list[Tensor | None], list[Settings], list[int]] | None:
+    """The plain convolutions that follow each other from a step on.
+
+    Returns: weight and bias of each; its settings; and the step after it, its ReLU and its pooling.
+    """
+    tensors: list[Tensor | None] = []
+    settings: list[Settings] = []
+    ends: list[int] = []
+    for end in range(at, len(steps)):
+        part: Any
+        part, kind = steps[end]
+        if "forward" in part.__dict__:  # set from outside, on a module that does not tell
+            break
         if (kind is Conv2d or kind is nn.Conv2d) and part.padding_mode == "zeros":
             parameters = part._parameters
-            self.tensors += (parameters.get("weight"), parameters.get("bias"))
-            self.settings.append((part.stride, part.padding, part.dilation, part.groups, False, 1))
-            self.ends.append(0)
-            return True
-        if not self.settings:
-            return False
-        *conv, relu, pool = self.settings[-1]
-        if kind is nn.ReLU and pool == 1:
-            relu = True
-        elif kind is nn.MaxPool2d and pool == 1 and (side := _side(part)):
-            pool = side
+            tensors += (parameters.get("weight"), parameters.get("bias"))
+            settings.append((part.stride, part.padding, part.dilation, part.groups, False, 1))
+            ends.append(end + 1)
+            continue
+        if not settings or settings[-1][-1] != 1:
+            break
+        if kind is nn.ReLU:
+            settings[-1] = (*settings[-1][:4], True, 1)
+        elif kind is nn.MaxPool2d and (side := _side(part)):
+            settings[-1] = (*settings[-1][:5], side)
         else:
-            return False
-        self.settings[-1] = (*conv, relu, pool)
-        return True
+            break
+        ends[-1] = end + 1
+    return (tensors, settings, ends) if settings else None
 
 
 def _side(pool: nn.MaxPool2d) -> int | None:
@@ -116,11 +147,6 @@ def quicken(model: nn.Module, name: str) -> None:
     parent = model.get_submodule(name.rpartition(".")[0])
     if type(parent) is nn.Sequential:
         parent.__class__ = QuickSequential
-
-
-def _plain(module: nn.Module) -> bool:
-    """Whether calling the module does no more than its class says."""
-    return not _hooked(module) and "forward" not in module.__dict__
 
 
 def _hooked(module: nn.Module) -> bool:
