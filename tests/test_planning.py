@@ -31,6 +31,7 @@ from reconv.rewriting.apply import apply
 from reconv.ruleset import Separable
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import parse
+from reconv.surgery import find_sites
 from reconv.surgery.clone import clone
 from reconv.surgery.outputs import distance
 
@@ -282,7 +283,7 @@ def test_a_prefix_changes_nothing(edited, memory, monkeypatch):
         expected = probe.error(model)
     for _ in range(2):
         with standing_in(wrapped, [edited], prefix.until(clone(new))):
-            assert probe.error(wrapped, prefix=prefix) == expected > 0
+            assert probe.moved(probe.answers(wrapped, None, prefix), probe.outputs) == expected > 0
 
 
 def test_a_prefix_spares_what_runs_before_the_edit():
@@ -295,8 +296,24 @@ def test_a_prefix_spares_what_runs_before_the_edit():
     prefix = Prefix(model, BATCHES)
     ran.clear()
     with standing_in(model, ["left"], prefix.until(nn.Conv2d(4, 5, 1))):
-        probe.error(model, prefix=prefix)
+        probe.answers(model, None, prefix)
     assert ran == ["right", "last"] * len(BATCHES)
+
+
+def test_statistics_of_a_batch_do_not_count_as_an_edits_error():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 1)).eval()  # of no batch's statistics
+    batches = [Batch((torch.randn(20, 3, 7, 6),))]
+    site, probe, wrapped = find_sites(model, batches[0].inputs).sites[0], Probe(model, batches), clone(model)
+    prefix = Prefix(wrapped, batches)
+
+    def answers(scale: float) -> Any:
+        return table._answers(site, site.block, {k: v * scale for k, v in site.tensors.items()}, probe, wrapped, prefix)
+
+    as_it_is = answers(1.0)
+    assert probe.moved(as_it_is, probe.outputs) > 0.1
+    assert probe.moved(answers(1.0), as_it_is) == 0
+    assert probe.moved(answers(0.5), as_it_is) < 1e-4  # which the batch norm takes back
 
 
 BLOCKS = [parse(f"ic4oc{n}k1x1") for n in range(1, 13)]

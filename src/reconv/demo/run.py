@@ -19,7 +19,7 @@ from reconv.planning.plan import Plan
 from reconv.rewriting.job import Result, rewrite
 from reconv.rewriting.store import load
 
-BUDGET = "latency=0.185"
+BUDGET = "latency=0.175"
 TARGET = "torch:2"
 EPOCHS = 3
 RUN = Path("runs/demo")

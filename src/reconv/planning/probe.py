@@ -34,19 +34,37 @@ class Probe:
                              got={"outputs": "NaN or Inf"} | ({"and so are": ", ".join(bad[:3])} if bad else {}),
                              do="Mend its weights first.", also=ValueError)  # fmt: skip
 
-    def error(self, student: nn.Module, norm: nn.Module | None = None, prefix: Prefix | None = None) -> float:
-        """‖student − teacher‖ / ‖teacher‖ of the outputs.
+    def error(self, student: nn.Module) -> float:
+        """‖student − teacher‖ / ‖teacher‖ of the outputs."""
+        with torch.no_grad():
+            return self._distance([student(*fresh(batch.inputs)) for batch in self.batches], self.outputs)
+
+    def answers(self, model: nn.Module, norm: nn.Module | None, prefix: Prefix) -> list[Any]:
+        """What `model` gives for each batch.
 
         Args:    norm: a batch norm that takes its statistics from the batch, as it will once they are re-estimated.
-                 prefix: of the student, where it differs from the teacher in one layer.
+                 prefix: of the model, of which at most one layer was edited.
         """
-        apart = size = 0.0
+        outputs = []
         with torch.no_grad(), _batch_statistics(norm if self.can_restat else None):
-            for number, (batch, output) in enumerate(zip(self.batches, self.outputs, strict=True)):
-                if prefix:
-                    prefix.rewind(number)
-                a, s = squared_distance(student(*fresh(batch.inputs)), output)
-                apart, size = apart + a, size + s
+            for number, batch in enumerate(self.batches):
+                prefix.rewind(number)
+                outputs.append(model(*fresh(batch.inputs)))
+        return outputs
+
+    def moved(self, answers: Sequence[Any], unedited: Sequence[Any]) -> float:
+        """‖answers − unedited‖ / ‖unedited‖: what an edit alone changes.
+
+        Both with the same batch norm on the statistics of the batch: these differ from those of all data, which would
+        else hide small edits.
+        """
+        return self._distance(answers, unedited)
+
+    def _distance(self, answers: Sequence[Any], wanted: Sequence[Any]) -> float:
+        apart = size = 0.0
+        for answer, output in zip(answers, wanted, strict=True):
+            a, s = squared_distance(answer, output)
+            apart, size = apart + a, size + s
         return ratio(apart, size)
 
 

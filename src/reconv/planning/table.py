@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -118,10 +119,13 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
             table: Table) -> list[Candidate]:  # fmt: skip
     """Measures how the output moves with each of the proposals, where that is not known from another table."""
     candidates = []
+    known = all((site.name, proposal.block) in bench.errors for proposal, _, _ in front)
+    unedited = [] if known else _answers(site, site.block, site.tensors, bench.probe, model, prefix)
     for proposal, cost, weights in front:
         key = (site.name, proposal.block)
         if key not in bench.errors:
-            bench.errors[key] = _output_error(site, proposal.block, weights.tensors, bench.probe, model, prefix)
+            bench.errors[key] = _output_error(site, proposal.block, weights.tensors, unedited, bench.probe, model,
+                                              prefix)  # fmt: skip
         error = bench.errors[key]
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
@@ -155,16 +159,25 @@ def _spread(front: Sequence[Fitted], known: Collection[Block]) -> list[Fitted]:
     return [front[i] for i in sorted(taken) if 0 <= i <= last]
 
 
-@seeded(0)  # the user's random numbers stay as they are
-def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], probe: Probe, model: nn.Module,
-                  prefix: Prefix) -> float | str:  # fmt: skip
+def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], unedited: list[Any] | str, probe: Probe,
+                  model: nn.Module, prefix: Prefix) -> float | str:  # fmt: skip
     """How far the network's output moves with this block alone; or the network's own error."""
+    answers = _answers(site, block, tensors, probe, model, prefix)
+    if isinstance(unedited, str) or isinstance(answers, str):
+        return unedited if isinstance(unedited, str) else str(answers)
+    error = probe.moved(answers, unedited)
+    return error if math.isfinite(error) else "its output is no longer finite, or was 0"
+
+
+@seeded(0)  # the user's random numbers stay as they are
+def _answers(site: Site, block: Block, tensors: dict[str, Tensor], probe: Probe, model: nn.Module,
+             prefix: Prefix) -> list[Any] | str:  # fmt: skip
+    """What the network gives with this block in the site's place; or its own error."""
     layer = build(block, device=site.device, dtype=site.dtype)
     layer.load_state_dict(tensors)
     norm = model.get_submodule(site.norm.name) if site.norm else None
     with standing_in(model, site.names, prefix.until(layer)) as changed:
         try:
-            error = probe.error(changed, norm, prefix)
+            return probe.answers(changed, norm, prefix)
         except Exception as raised:
             return f"{type(raised).__name__}: {raised}"
-    return error if math.isfinite(error) else "its output is no longer finite, or was 0"
