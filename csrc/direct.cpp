@@ -134,7 +134,8 @@ bool lies_ready(const DirectShape &d, std::int64_t width) {
 // The input with zeros around it, or the input itself where none are wanted.
 template <class T> Work<T> padded(const DirectShape &d, const T *x) {
   Work<T> work{.x = x, .weights = nullptr, .value_step = 0, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w,
-               .out_h = d.out_h, .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {}, .relu = d.relu != 0};
+               .out_h = d.out_h, .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {},
+               .relu = d.relu != 0};
   if (d.top || d.bottom || d.left || d.right) {
     const std::int64_t c = d.in_channels, h = d.height + d.top + d.bottom, w = d.width + d.left + d.right;
     T *to = padded_input.of<T>(d.batch * h * w * c);

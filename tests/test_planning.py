@@ -21,7 +21,6 @@ from reconv.errors import ConvError
 from reconv.layers import ChainLayer
 from reconv.planning import table
 from reconv.planning.budget import Budget, Limit
-from reconv.planning.edits import chosen
 from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
@@ -34,6 +33,7 @@ from reconv.spec import parse
 from reconv.surgery import find_sites
 from reconv.surgery.clone import clone
 from reconv.surgery.outputs import distance
+from reconv.surgery.sites import chosen
 
 # budgets -----------------------------------------------------------------------------------------
 

@@ -234,6 +234,18 @@ def test_a_sequence_follows_what_is_done_to_its_parts(alter, where):
             torch.testing.assert_close(each(x), part_by_part(each, x))
 
 
+@pytest.mark.parametrize("register", [
+    lambda layer: layer[1].register_forward_hook(lambda *_: None),
+    lambda layer: nn.modules.module.register_module_forward_hook(lambda *_: None),
+], ids=["of a part", "of all modules"])  # fmt: skip
+def test_a_sequence_is_quick_again_without_hooks(register):
+    layer, x = quick(*convs(3, 8, 4)), torch.randn(1, 3, 8, 8).contiguous(memory_format=CL)
+    handle = register(layer)
+    assert not in_one_call(layer, x)[1]
+    handle.remove()
+    assert in_one_call(layer, x)[1]
+
+
 def test_a_sequence_hears_hooks_on_all_modules():
     layer, heard = quick(*convs(3, 8, 4)), []
     x = torch.randn(1, 3, 8, 8).contiguous(memory_format=CL)

@@ -13,6 +13,7 @@ from reconv.costing.operators import OperatorCount
 from reconv.costing.receptive import ReceptiveField
 from reconv.spec import ConvSpec
 from reconv.surgery import ConvCall, clone, find_sites, tensors_of
+from reconv.surgery.sites import DEFORMABLE
 from reconv.targets import LatencyCache, Problem, Target, Timing, get_target, layout_of, time_blocks, time_networks
 
 
@@ -111,7 +112,7 @@ def summary(model: nn.Module, example_inputs: Tensor | Sequence[Any], target: st
 def _times(model: nn.Module, calls: Sequence[ConvCall], engine: Target, x: Tensor) -> list[Timing | None]:
     """One timing a call; a deformable one cannot be timed by its spec alone."""
     layout = layout_of(model)
-    timed = [c for c in calls if c.kind != "deformable"]
+    timed = [c for c in calls if c.kind != DEFORMABLE]
     problems = [Problem(c.spec, c.input_shape, c.dtype, x.device, layout) for c in timed]
     cache = LatencyCache()
     known = dict(zip(map(id, timed), time_blocks(engine, problems, cache), strict=True))

@@ -67,8 +67,10 @@ class QuickSequential(Quick, nn.Sequential):
             if before == stamp and all([[*m._modules.values()] == parts for m, parts in held]):
                 return steps
         steps, held = [], []
-        self._unfold(steps, held, _hooked_everywhere())
-        if not torch.compiler.is_compiling():
+        hooked = _hooked_everywhere()
+        self._unfold(steps, held, hooked)
+        hooked = hooked or any(kind is None and _hooked(part) for part, kind in steps)  # to remove one is not told
+        if not (hooked or torch.compiler.is_compiling()):
             self.__dict__[KNOWN_STEPS] = stamp, held, steps
         return steps
 

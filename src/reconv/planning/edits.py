@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -118,9 +117,3 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
         for absorbed in edit.absorbs:
             student = absorb(student, absorbed)
     return to_layout(student, plan.layout)
-
-
-def chosen(name: str, patterns: str | Sequence[str]) -> bool:
-    """Whether a site is meant by the patterns: globs, several as a list or with commas."""
-    wanted = patterns.split(",") if isinstance(patterns, str) else patterns
-    return any(fnmatchcase(name, pattern.strip()) for pattern in wanted)

@@ -12,7 +12,6 @@ from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, Feed
 from reconv.errors import conv_error
 from reconv.planning.budget import Budget
-from reconv.planning.edits import chosen
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.search import cheapest, choose
 from reconv.planning.table import Candidate, Progress, Table, measure
@@ -20,6 +19,7 @@ from reconv.planning.workbench import Outcome, Workbench
 from reconv.ruleset import Rule, rules_named
 from reconv.surgery import Network, Site, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
+from reconv.surgery.sites import chosen
 from reconv.targets import Target, get_target, layout_of
 
 CALIBRATION = 64  # samples on which errors are measured

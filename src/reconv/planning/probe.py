@@ -37,7 +37,7 @@ class Probe:
     def error(self, student: nn.Module) -> float:
         """‖student − teacher‖ / ‖teacher‖ of the outputs."""
         with torch.no_grad():
-            return self._distance([student(*fresh(batch.inputs)) for batch in self.batches], self.outputs)
+            return self.moved([student(*fresh(batch.inputs)) for batch in self.batches], self.outputs)
 
     def answers(self, model: nn.Module, norm: nn.Module | None, prefix: Prefix) -> list[Any]:
         """What `model` gives for each batch.
@@ -58,11 +58,8 @@ class Probe:
         Both with the same batch norm on the statistics of the batch: these differ from those of all data, which would
         else hide small edits.
         """
-        return self._distance(answers, unedited)
-
-    def _distance(self, answers: Sequence[Any], wanted: Sequence[Any]) -> float:
         apart = size = 0.0
-        for answer, output in zip(answers, wanted, strict=True):
+        for answer, output in zip(answers, unedited, strict=True):
             a, s = squared_distance(answer, output)
             apart, size = apart + a, size + s
         return ratio(apart, size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from reconv.drawing.maps import Row, png
 from reconv.errors import conv_error
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
-from reconv.surgery.sites import ConvCall
+from reconv.surgery.sites import ConvCall, chosen
 from reconv.surgery.trace import Trace
 
 CHANNELS = 10
@@ -92,7 +91,7 @@ def feature_maps(model: nn.Module, image: Tensor | Sequence[Any], sites: str | S
     for run, output in zip(trace.runs, trace.kept, strict=True):
         name = run.call.name
         seen[name] += 1
-        if _chosen(name, sites):
+        if chosen(name, sites):
             key = f"{name}#{seen[name]}" if seen[name] > 1 else name
             tensors[key], calls[key] = output, run.call
     if not tensors:
@@ -112,11 +111,6 @@ class _Keeping(Trace):
                out: Tensor, module: nn.Module | None) -> None:  # fmt: skip
         super().record(name, kind, spec, shape, weight, bias, out, module)
         self.kept.append(out.clone())
-
-
-def _chosen(name: str, patterns: str | Sequence[str]) -> bool:
-    wanted = patterns.split(",") if isinstance(patterns, str) else patterns
-    return any(fnmatchcase(name, pattern.strip()) for pattern in wanted)
 
 
 # -- rows of the picture --------------------------------------------------------------------------

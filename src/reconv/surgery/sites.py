@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from math import prod
 
 import torch
@@ -103,3 +105,9 @@ class Site:
         activation, kind = (None, None) if self.activation in absorbed else (self.activation, self.activation_kind)
         return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal,
                        activation=activation, activation_kind=kind)  # fmt: skip
+
+
+def chosen(name: str, patterns: str | Sequence[str]) -> bool:
+    """Whether a site is meant by the patterns: globs, several as a list or with commas."""
+    wanted = patterns.split(",") if isinstance(patterns, str) else patterns
+    return any(fnmatchcase(name, pattern.strip()) for pattern in wanted)
