@@ -1,7 +1,7 @@
 // Direct convolution of channels-last maps: no im2col, nothing but a padded copy of a small input.
 #pragma once
 
-#include <cstdint>
+#include "conv.hpp"
 
 namespace reconv {
 
@@ -18,21 +18,9 @@ struct DirectShape {
   std::int64_t pool;          // then each pool × pool square of outputs becomes its largest; 1: none
 };
 
-// Runs body(context, begin, end) over 0 … count, on as many threads as find a part of at least `grain`.
-using Body = void (*)(const void *context, std::int64_t begin, std::int64_t end);
-using Parallel = void (*)(int threads, std::int64_t count, std::int64_t grain, Body body, const void *context);
-
 // `count` convolutions one after the other. tensors: x, y, then w and b of each, where b may be null.
 // Returns 0, or 1 where memory ran out.
 template <class T>
 using DirectKernel = int (*)(std::int64_t count, const DirectShape *shapes, const T *const *tensors, Parallel);
-
-// The kernels of the best instruction set that this processor has.
-struct Kernels {
-  const char *isa;
-  DirectKernel<float> direct_f32;
-  DirectKernel<double> direct_f64;
-};
-const Kernels &kernels();
 
 } // namespace reconv

@@ -1,5 +1,5 @@
 // What Python calls, through ctypes: plain C functions over pointers. Nothing here knows torch.
-#include "direct.hpp"
+#include "kernels.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -38,5 +38,11 @@ extern "C" {
 [[gnu::visibility("default")]] int reconv_direct_f64(std::int64_t count, const reconv::DirectShape *shapes,
                                                      const double *const *tensors) {
   return reconv::kernels().direct_f64(count, shapes, tensors, &on_threads);
+}
+
+// tensors: x, w, b, y.
+[[gnu::visibility("default")]] int reconv_conv(std::int64_t family, std::int64_t type, const reconv::ConvShape *shape,
+                                               const void *const *tensors) {
+  return reconv::kernels().conv[family][type](*shape, tensors[0], tensors[1], tensors[2], tensors[3], &on_threads);
 }
 }

@@ -2,19 +2,20 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "direct.hpp"
+#include "kernels.hpp"
 
 namespace reconv {
 
-#define RECONV_DECLARE(isa)                                                                                            \
-  namespace isa {                                                                                                      \
-  template <class T> int direct(std::int64_t, const DirectShape *, const T *const *, Parallel);                                                           \
-  }
-
-RECONV_DECLARE(baseline)
+namespace baseline {
+Kernels table();
+}
 #ifdef RECONV_X86
-RECONV_DECLARE(avx2)
-RECONV_DECLARE(avx512)
+namespace avx2 {
+Kernels table();
+}
+namespace avx512 {
+Kernels table();
+}
 #endif
 
 const Kernels &kernels() {
@@ -24,11 +25,11 @@ const Kernels &kernels() {
 #ifdef RECONV_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("x86-64-v4") && may("avx512"))
-      return Kernels{"avx512", &avx512::direct<float>, &avx512::direct<double>};
+      return avx512::table();
     if (__builtin_cpu_supports("x86-64-v3") && may("avx2"))
-      return Kernels{"avx2", &avx2::direct<float>, &avx2::direct<double>};
+      return avx2::table();
 #endif
-    return Kernels{"baseline", &baseline::direct<float>, &baseline::direct<double>};
+    return baseline::table();
   }();
   return chosen;
 }

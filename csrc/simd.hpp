@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "conv.hpp"
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -37,25 +39,75 @@ template <class T> struct VectorOf {
 template <class T> using Vector = typename VectorOf<T>::type;
 template <class T> inline constexpr int lanes = RECONV_VECTOR_BYTES / sizeof(T);
 
-template <class T> [[gnu::always_inline]] inline Vector<T> load(const T *from) {
-  Vector<T> v;
-  std::memcpy(&v, from, sizeof v);
+// What a stored type is computed in.
+template <class S> using Computed = std::conditional_t<std::is_same_v<S, bf16>, float, S>;
+
+template <class S> [[gnu::always_inline]] inline Vector<Computed<S>> load(const S *from) {
+  if constexpr (std::is_same_v<S, bf16>) { // the upper half of a float
+    typedef std::uint16_t Half __attribute__((vector_size(RECONV_VECTOR_BYTES / 2)));
+    Half half;
+    std::memcpy(&half, from, sizeof half);
+    return reinterpret_cast<Vector<float>>(__builtin_convertvector(half, Vector<std::uint32_t>) << 16);
+  } else {
+    Vector<S> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+}
+
+[[gnu::always_inline]] inline float widened(bf16 value) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(value.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+[[gnu::always_inline]] inline float widened(float value) { return value; }
+[[gnu::always_inline]] inline double widened(double value) { return value; }
+
+// The first `count` lanes, fewer than all; the others are 0. Nothing beyond them is read.
+template <class S> [[gnu::always_inline]] inline Vector<Computed<S>> load(const S *from, std::int64_t count) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>)
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+  else if constexpr (std::is_same_v<S, double>)
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+#endif
+  Vector<Computed<S>> v{};
+  for (std::int64_t lane = 0; lane < count; ++lane)
+    v[lane] = widened(from[lane]);
   return v;
 }
 
-template <class T> [[gnu::always_inline]] inline void store(T *to, Vector<T> v) { std::memcpy(to, &v, sizeof v); }
+// To the nearest, and of two to the even one, as torch rounds. NaN stays NaN.
+[[gnu::always_inline]] inline auto narrowed(Vector<float> v) {
+  typedef std::uint16_t Half __attribute__((vector_size(RECONV_VECTOR_BYTES / 2)));
+  const auto bits = reinterpret_cast<Vector<std::uint32_t>>(v);
+  const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  return __builtin_convertvector((v != v) ? Vector<std::uint32_t>{} + 0x7fc0 : rounded, Half);
+}
+
+template <class S> [[gnu::always_inline]] inline void store(S *to, Vector<Computed<S>> v) {
+  if constexpr (std::is_same_v<S, bf16>) {
+    const auto half = narrowed(v);
+    std::memcpy(to, &half, sizeof half);
+  } else
+    std::memcpy(to, &v, sizeof v);
+}
 
 // The first `count` lanes, fewer than all.
-template <class T> [[gnu::always_inline]] inline void store(T *to, Vector<T> v, std::int64_t count) {
+template <class S> [[gnu::always_inline]] inline void store(S *to, Vector<Computed<S>> v, std::int64_t count) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(T) == 4)
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
-  else
-    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
-#else
-  for (std::int64_t lane = 0; lane < count; ++lane)
-    to[lane] = v[lane];
+  if constexpr (std::is_same_v<S, float>)
+    return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
+  else if constexpr (std::is_same_v<S, double>)
+    return _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
 #endif
+  if constexpr (std::is_same_v<S, bf16>) {
+    const auto half = narrowed(v);
+    std::memcpy(to, &half, count * sizeof(S));
+  } else
+    for (std::int64_t lane = 0; lane < count; ++lane)
+      to[lane] = v[lane];
 }
 
 [[gnu::always_inline]] inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }

@@ -9,9 +9,19 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
+from struct import Struct
+
+import torch
+
+FAMILIES = ("depthwise", "planar")  # the order is csrc/kernels.hpp's, and that of the next two
+TYPES = (torch.float32, torch.float64, torch.bfloat16)
+PASSES = ("forward", "input_gradient", "weight_gradient")  # csrc/conv.hpp
+Operand = tuple[Sequence[int], Sequence[int]]  # shape and strides of x, w or y
+Axes = Sequence[tuple[int, int, int]]  # stride, dilation and zeros before the first value, of each axis
 
 
 @cache
@@ -28,6 +38,7 @@ def library() -> ctypes.CDLL | None:
     loaded.reconv_isa.restype = ctypes.c_char_p
     for name in ("reconv_direct_f32", "reconv_direct_f64"):
         getattr(loaded, name).argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
+    loaded.reconv_conv.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
     return loaded
 
 
@@ -45,6 +56,42 @@ def native_version() -> str:
     if isa is None or file is None:
         return "no native kernels"
     return f"{isa} kernels {sha256(Path(file).read_bytes()).hexdigest()[:8]}"
+
+
+def conv_call(
+    family: str, pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, groups: int, dtype: torch.dtype,
+    threads: int = 1, relu: bool = False, lib: ctypes.CDLL | None = None,
+) -> Callable[[int, int, int, int], None]:  # fmt: skip
+    """A pass of a convolution by a native kernel: a function of the addresses of x, w, b (0: none) and y.
+
+    Args:    x: (N, C_in, *spatial), w: (C_out, C_in / groups, *kernel), y: (N, C_out, *out), any strides.
+    """
+    lib = lib or library()
+    assert lib is not None
+    numbers = _conv_shape(pass_, x, w, y, axes, groups, threads, relu)
+    shape = (ctypes.c_int64 * len(numbers))(*numbers)
+    address, which, of = ctypes.addressof(shape), FAMILIES.index(family), TYPES.index(dtype)
+    pack, function = Struct("4P").pack, lib.reconv_conv
+
+    def call(x: int, w: int, b: int, y: int, alive: object = shape) -> None:
+        if function(which, of, address, pack(x, w, b, y)):
+            raise MemoryError(f"no memory for the {family} kernel")
+
+    return call
+
+
+def _conv_shape(pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, groups: int, threads: int,
+                relu: bool) -> list[int]:  # fmt: skip
+    """ConvShape of csrc/conv.hpp."""
+    (inputs, x_strides), (kernel, w_strides), (outputs, y_strides) = x, w, y
+    missing = 5 - len(inputs)
+    table = [PASSES.index(pass_), inputs[0], groups, inputs[1] // groups, outputs[1] // groups]
+    table += [1, 1, 1, 1, 1, 0] * missing
+    for size, out, taps, (stride, dilation, before) in zip(inputs[2:], outputs[2:], kernel[2:], axes, strict=True):
+        table += [size, out, taps, stride, dilation, before]
+    for strides in (x_strides, w_strides, y_strides):
+        table += [*strides[:2], *[0] * missing, *strides[2:]]
+    return [*table, threads, relu]
 
 
 def _file() -> str | None:
