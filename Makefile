@@ -6,13 +6,14 @@ PINS   := -c requirements/dev.txt
 # two processes with one thread each: two threads in one process wait for each other more than they compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
-.PHONY: help setup demo test lint format coverage
+.PHONY: help setup demo test sanitize lint format coverage
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo      set up what it needs and run the main job on a real trained network'
 	@echo 'make test      set up everything, lint, run every test'
 	@echo 'make setup     all that development needs, in .venv'
+	@echo 'make sanitize  the kernels, every access checked'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make format    let ruff rewrite the code'
 	@echo 'make coverage  every test, with the lines that none reached'
@@ -22,8 +23,16 @@ setup: .venv/.ready
 demo: .venv/.package
 	$(BIN)/reconv demo
 
-test: lint
+test: lint sanitize
 	$(PYTEST)
+
+# the case table of the kernels with every access and every operation checked
+sanitize: .venv/.ready
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(BIN)/ninja -DRECONV_SANITIZE=ON >/dev/null
+	$(BIN)/cmake --build build/sanitize
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 RECONV_KERNELS=build/sanitize/_kernels.so OMP_NUM_THREADS=2 \
+	    $(BIN)/pytest -q -p no:cacheprovider tests/test_families.py tests/test_deform_native.py -k 'not float_data'
 
 lint: .venv/.ready
 	$(BIN)/ruff check

@@ -1,21 +1,15 @@
 // The direct convolution, compiled once per instruction set.
 //
-// Weights are read as vectors of neighbouring output channels, and packed first where they do not lie so. A tile of P
-// positions in a row × V vectors of output channels stays in registers while the window passes by; each input value is
-// broadcast to V of them.
+// Weights are read as vectors of neighbouring output channels, and packed first where they do not lie so. A tile of
+// positions in a row × vectors of output channels stays in registers while the window passes by: csrc/tile.hpp.
 #include "direct.hpp"
 
-#include "simd.hpp"
+#include "tile.hpp"
 
 namespace reconv::RECONV_ISA {
 namespace {
 
 constexpr std::int64_t MACS_PER_THREAD = 200'000; // less is done before another thread has begun
-constexpr int MOST_VECTORS = RECONV_REGISTERS == 32 ? 4 : 2;
-
-// How many positions a tile has with V vectors: accumulators, weights and one input value fit the registers.
-template <int V> constexpr int positions = (RECONV_REGISTERS - 1 - V) / V < 14 ? (RECONV_REGISTERS - 1 - V) / V : 14;
-
 thread_local Scratch packed_weights, padded_input, unpooled, between[2];
 
 // The window as runs of neighbouring input values: whole kernel rows where nothing lies between their columns.
@@ -26,78 +20,11 @@ struct Window {
 
 template <class T> struct Work {
   const T *x;                         // already padded
-  const T *weights;                   // of a block of output channels: [value of the window][lane]
-  std::int64_t value_step;            // between the values of the window
   std::int64_t x_n, x_h, x_w;         // strides of the padded input
   std::int64_t out_h, out_w, stride_h, stride_w;
   Window window;
   bool relu;
 };
-
-template <class T, int P, int V>
-[[gnu::always_inline]] inline void tile(const Work<T> &work, const T *x, const T *w, const T *b, T *y,
-                                        std::int64_t out_channels, std::int64_t left) {
-  constexpr int L = lanes<T>;
-  const std::int64_t step = work.stride_w * work.x_w;
-  const Window &window = work.window;
-  Vector<T> acc[P][V];
-  unrolled<V>([&](auto v) {
-    const Vector<T> bias = load(b + v * L);
-    unrolled<P>([&](auto p) { acc[p][v] = bias; });
-  });
-  for (std::int64_t row = 0; row < window.rows; ++row)
-    for (std::int64_t column = 0; column < window.columns; ++column) {
-      const T *at = x + row * window.row_step + column * window.column_step;
-      for (std::int64_t i = 0; i < window.run; ++i, w += work.value_step) {
-        Vector<T> weight[V];
-        unrolled<V>([&](auto v) { weight[v] = load(w + v * L); });
-        unrolled<P>([&](auto p) {
-          const T value = at[p * step + i];
-          unrolled<V>([&](auto v) { acc[p][v] += value * weight[v]; });
-        });
-      }
-    }
-  if (work.relu)
-    unrolled<P>([&](auto p) { unrolled<V>([&](auto v) { acc[p][v] = acc[p][v] < 0 ? Vector<T>{} : acc[p][v]; }); });
-  unrolled<P>([&](auto p) {
-    unrolled<V>([&](auto v) {
-      T *to = y + p * out_channels + v * L;
-      if (left >= (v + 1) * L)
-        store(to, acc[p][v]);
-      else if (left > v * L)
-        store(to, acc[p][v], left - v * L);
-    });
-  });
-}
-
-template <class F, int N> struct Table {
-  F of[N];
-};
-
-template <class T, int V> using Tile = void (*)(const Work<T> &, const T *, const T *, const T *, T *, std::int64_t,
-                                                std::int64_t);
-
-template <class T, int V, int... P> constexpr auto tiles_of(std::integer_sequence<int, P...>) {
-  return Table<Tile<T, V>, sizeof...(P)>{{&tile<T, P + 1, V>...}}; // by P − 1
-}
-
-// One row of outputs for one block of V vectors of output channels, in tiles of nearly equal length.
-template <class T, int V>
-void row(const Work<T> &work, const T *x, const T *w, const T *b, T *y, std::int64_t out_channels, std::int64_t left) {
-  static constexpr auto tiles = tiles_of<T, V>(std::make_integer_sequence<int, positions<V>>{});
-  std::int64_t parts = divided_up(work.out_w, positions<V>);
-  for (std::int64_t at = 0; at < work.out_w; --parts) {
-    const std::int64_t p = divided_up(work.out_w - at, parts);
-    tiles.of[p - 1](work, x + at * work.stride_w * work.x_w, w, b, y + at * out_channels, out_channels, left);
-    at += p;
-  }
-}
-
-template <class T> using Row = decltype(&row<T, 1>);
-
-template <class T, int... V> constexpr auto rows_of(std::integer_sequence<int, V...>) {
-  return Table<Row<T>, sizeof...(V)>{{&row<T, V + 1>...}}; // by V − 1
-}
 
 // Packs the `some` output channels of a block as [value of the window][lane]; lanes past them are 0.
 template <class T>
@@ -133,7 +60,7 @@ bool lies_ready(const DirectShape &d, std::int64_t width) {
 
 // The input with zeros around it, or the input itself where none are wanted.
 template <class T> Work<T> padded(const DirectShape &d, const T *x) {
-  Work<T> work{.x = x, .weights = nullptr, .value_step = 0, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w,
+  Work<T> work{.x = x, .x_n = d.x_n, .x_h = d.x_h, .x_w = d.x_w,
                .out_h = d.out_h, .out_w = d.out_w, .stride_h = d.stride_h, .stride_w = d.stride_w, .window = {},
                .relu = d.relu != 0};
   if (d.top || d.bottom || d.left || d.right) {
@@ -167,19 +94,14 @@ template <class T> Work<T> padded(const DirectShape &d, const T *x) {
   return work;
 }
 
-// How many vectors of output channels a block has: as many as the registers hold, evenly divided.
-// With `apart`, so few that each thread has blocks of its own.
-int vectors_of(const DirectShape &d, std::int64_t all, bool apart) {
-  const std::int64_t least = divided_up(all, MOST_VECTORS), threads = apart ? d.threads : 1;
-  return static_cast<int>(divided_up(all, smaller(all, divided_up(least, threads) * threads)));
-}
-
-template <class F> void called(const void *body, std::int64_t begin, std::int64_t end) {
-  (*static_cast<const F *>(body))(begin, end);
+// How many vectors of output channels a block has. With `apart`, so few that each thread has blocks of its own.
+std::int64_t vectors_of(const DirectShape &d, std::int64_t all, bool apart) {
+  const std::int64_t threads = apart ? d.threads : 1;
+  const std::int64_t least = blocks_of(all, d.kernel_h * d.kernel_w * d.in_channels * RECONV_VECTOR_BYTES);
+  return divided_up(all, smaller(all, divided_up(least, threads) * threads));
 }
 
 template <class T> int one(const DirectShape &d, const T *x, const T *w, const T *b, T *y, Parallel parallel) {
-  static constexpr auto rows = rows_of<T>(std::make_integer_sequence<int, MOST_VECTORS>{});
   const Work<T> work = padded(d, x);
   if (!work.x)
     return 1;
@@ -189,14 +111,19 @@ template <class T> int one(const DirectShape &d, const T *x, const T *w, const T
   const bool apart = d.threads > high || window * d.out_channels > d.batch * d.height * d.width * d.in_channels;
   const std::int64_t V = vectors_of(d, vectors, apart), blocks = divided_up(vectors, V), width = V * lanes<T>;
   const bool ready = lies_ready(d, width);
-  const Row<T> run = rows.of[V - 1];
+  const RunStrip<T> run = strip_of<T>(V);
   int failed = 0;
   const auto some = [&](std::int64_t begin, std::int64_t end) {
-    Work<T> mine = work;
+    const Window &at = work.window;
+    Strip<T> strip{};
+    strip.planes = 1, strip.rows = at.rows, strip.columns = at.columns, strip.run = at.run;
+    strip.row_step = at.row_step, strip.column_step = at.column_step;
+    strip.x_step = work.stride_w * work.x_w, strip.y_step = d.out_channels, strip.relu = work.relu;
     T bias[MOST_VECTORS * lanes<T>], *packed = ready ? nullptr : packed_weights.of<T>(window * width);
     if (!ready && !packed)
       return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
-    mine.value_step = ready ? d.out_channels : width;
+    strip.bias = bias, strip.value = ready ? d.out_channels : width;
+    strip.weight_row = at.columns * at.run * strip.value;
     for (std::int64_t job = begin; job < end; ++job) { // blocks outermost: their weights stay in the cache
       const std::int64_t block = job / high, n = job % high / work.out_h, h = job % high % work.out_h;
       const std::int64_t first = block * width, left = d.out_channels - first;
@@ -206,10 +133,10 @@ template <class T> int one(const DirectShape &d, const T *x, const T *w, const T
           copied(b + first, smaller(width, left), bias);
         if (!ready)
           pack_block(d, w + first * d.w_o, smaller(width, left), width, packed);
-        mine.weights = ready ? w + first : packed;
+        strip.weights = ready ? w + first : packed, strip.left = left;
       }
-      run(mine, work.x + n * work.x_n + h * work.stride_h * work.x_h, mine.weights, bias,
-          y + (n * work.out_h + h) * work.out_w * d.out_channels + first, d.out_channels, left);
+      run(strip, work.x + n * work.x_n + h * work.stride_h * work.x_h,
+          y + (n * work.out_h + h) * work.out_w * d.out_channels + first, work.out_w);
     }
   };
   const std::int64_t macs = work.out_w * window * width; // of one job

@@ -30,6 +30,11 @@ extern "C" {
 
 [[gnu::visibility("default")]] const char *reconv_isa() { return reconv::kernels().isa; }
 
+// Multiply-accumulates of `rounds` rounds in float32 (0) or float64 (1), on the calling thread: to be timed.
+[[gnu::visibility("default")]] std::int64_t reconv_peak(std::int64_t type, std::int64_t rounds) {
+  return reconv::kernels().peak[type](rounds);
+}
+
 [[gnu::visibility("default")]] int reconv_direct_f32(std::int64_t count, const reconv::DirectShape *shapes,
                                                      const float *const *tensors) {
   return reconv::kernels().direct_f32(count, shapes, tensors, &on_threads);
@@ -44,5 +49,19 @@ extern "C" {
 [[gnu::visibility("default")]] int reconv_conv(std::int64_t family, std::int64_t type, const reconv::ConvShape *shape,
                                                const void *const *tensors) {
   return reconv::kernels().conv[family][type](*shape, tensors[0], tensors[1], tensors[2], tensors[3], &on_threads);
+}
+
+// tensors: csrc/separable.hpp.
+[[gnu::visibility("default")]] int reconv_separable(std::int64_t type, const reconv::SeparableShape *shape,
+                                                    const void *const *tensors) {
+  return reconv::kernels().separable[type](*shape, tensors, &on_threads);
+}
+
+// tensors: DeformTensors of csrc/deform.hpp.
+[[gnu::visibility("default")]] int reconv_deform(std::int64_t backward, std::int64_t type,
+                                                 const reconv::DeformShape *shape,
+                                                 const reconv::DeformTensors *tensors) {
+  const reconv::Kernels &all = reconv::kernels();
+  return (backward ? all.deform_gradients : all.deform)[type](*shape, *tensors, &on_threads);
 }
 }

@@ -2,18 +2,23 @@
 #pragma once
 
 #include "conv.hpp"
+#include "deform.hpp"
 #include "direct.hpp"
+#include "separable.hpp"
 
 namespace reconv {
 
-enum Family { depthwise, planar, families };            // of ConvKernel; the order is reconv.ops.native's
+enum Family { depthwise, planar, dense, families };     // of ConvKernel; the order is reconv.ops.native's
 enum Type { float32, float64, bfloat16, types };
 
 struct Kernels {
   const char *isa;
+  std::int64_t (*peak[2])(std::int64_t rounds); // of float and double
   DirectKernel<float> direct_f32;
   DirectKernel<double> direct_f64;
   ConvKernel conv[families][types];
+  SeparableKernel separable[types];
+  DeformKernel deform[types], deform_gradients[types];
 };
 const Kernels &kernels();
 

@@ -26,7 +26,10 @@
 #elif defined(__AVX__)
 #define RECONV_VECTOR_BYTES 32
 #define RECONV_REGISTERS 16
-#else // SSE2, NEON
+#elif defined(__aarch64__) // NEON
+#define RECONV_VECTOR_BYTES 16
+#define RECONV_REGISTERS 32
+#else // SSE2
 #define RECONV_VECTOR_BYTES 16
 #define RECONV_REGISTERS 16
 #endif

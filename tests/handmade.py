@@ -8,8 +8,8 @@ from torch import Tensor
 
 from reconv.layers import build
 from reconv.ruleset import Proposal, Rule
-from reconv.spec import Block, convs, parse
-from reconv.surgery.sites import Norm, Site
+from reconv.spec import Block, ConvSpec, convs, output_shape, parse
+from reconv.surgery.sites import ConvCall, Norm, Site
 
 
 def random(seed: object) -> torch.Generator:
@@ -34,11 +34,22 @@ FOLLOWED = {  # what must follow a site for these rules
     "fold_batch_norm": {"norm": True},
     "fuse_activation": {"activation": "relu", "activation_kind": "relu"},
 }
+SHAPES = {"kernel": (2, 7, 9, 8)}  # and of these rules a run: its batch, and as many lengths as it has dimensions
 
 
 def site_for(rule: Rule, block: Block | str, dtype: torch.dtype = torch.float64, **changes: object) -> Site:
     """A site with the neighbours that the rule asks for."""
-    return make_site(block, dtype, **FOLLOWED.get(rule.name, {}) | changes)
+    known = FOLLOWED.get(rule.name, {})
+    if rule.name in SHAPES:
+        known = {"calls": (_call(next(convs(parse(block) if isinstance(block, str) else block), None), dtype),)}
+    return make_site(block, dtype, **known | changes)
+
+
+def _call(spec: ConvSpec | None, dtype: torch.dtype) -> ConvCall:
+    spec = spec or ConvSpec.parse("ic1oc1k1")
+    batch, *lengths = SHAPES["kernel"]
+    shape = (batch, spec.in_channels, *lengths[: spec.spatial_dims])
+    return ConvCall("conv", "Conv", spec, shape, spec.weight_shape, output_shape(spec, shape), dtype, 1)
 
 
 def followed(site: Site, output: Tensor) -> Tensor:

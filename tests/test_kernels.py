@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import reconv
 from reconv.errors import ConvError
 from reconv.layers import build
-from reconv.ops import direct, dispatch
+from reconv.ops import convolve, direct, families, ways
+from reconv.ops.dispatch import choose
 from reconv.ops.native import native_isa
 from reconv.spec import ConvSpec, output_shape, parse
 from reconv.targets import to_layout
@@ -60,14 +61,12 @@ def operands(spec: ConvSpec, shape: tuple[int, ...], dtype: torch.dtype, layout:
 def chosen(*arguments) -> str:
     """The name of the kernel that an entrance took."""
     seen = []
-    dispatch._prepared.cache_clear()
+    ways.ways.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "choose", lambda op, problem: seen.append(choose(op, problem)) or seen[-1])
+        patch.setattr(ways, "choose", lambda problem: seen.append(choose(problem)) or seen[-1])
         reconv.functional.conv2d(*arguments)
+    ways.ways.cache_clear()
     return seen[0].name if seen else "torch"
-
-
-choose = dispatch.choose
 
 
 def wanted(spec: ConvSpec, input, weight, bias):
@@ -107,13 +106,15 @@ EACH_ISA = """
 import test_kernels as t
 from reconv.ops import direct
 from reconv.ops.native import native_isa
-from reconv.ops.problem import Problem
+from reconv.ops.problem import forward
 for case in t.DENSE.values():
     for dtype in direct.FUNCTIONS:
         spec = case.block
         x, weight, bias = t.operands(spec, case.input_shape, dtype)
         if spec.even_padding is not None:
-            problem = Problem.of(x, weight, bias, spec.stride, spec.even_padding, spec.dilation)
+            of_bias = bias is None or (bias.shape, bias.stride())
+            problem = forward(2, x.shape, x.stride(), weight.shape, weight.stride(), of_bias, spec.stride,
+                              spec.even_padding, spec.dilation, 1, dtype, 1)
             assert t.torch.equal(direct.prepare(problem)(x, weight, bias), t.wanted(spec, x, weight, bias)), case
 print(native_isa())
 """
@@ -220,9 +221,9 @@ def test_torch_serves_where_there_are_no_kernels_or_no_results(isa, monkeypatch)
     tensors = operands(parse("ic6oc6k3x3"), (1, 6, 8, 8), torch.float32)
     assert chosen(*tensors) == "direct"
     monkeypatch.setattr(direct, "native_isa", lambda: isa)
+    monkeypatch.setattr(families, "native_isa", lambda: isa)
     assert chosen(*tensors) == "torch"
     assert torch.equal(reconv.functional.conv2d(*tensors), F.conv2d(*tensors))
-    dispatch._prepared.cache_clear()  # what was chosen without them
 
 
 def _in_mode(mode):
@@ -264,8 +265,8 @@ def test_is_torch_where_the_surroundings_need_its_operators(surrounded, monkeypa
     x = torch.randn(1, 4, 9, 9).contiguous(memory_format=CL)
     with torch.no_grad():
         assert chosen(x, layer.weight, layer.bias) == "direct"
-        for name in ("_prepared", "_prepared_first"):
-            monkeypatch.setattr(dispatch, name, _never)
+        for name in ("ways", "_first"):
+            monkeypatch.setattr(convolve, name, _never)
         surrounded(layer, x)
         surrounded(to_layout(build(parse("ic4oc3k1x1nb -> ic3oc8k3x3")), "channels_last"), x)
 

@@ -16,7 +16,7 @@ from reconv.spec import ConvSpec, convs, macs, output_shape
 from reconv.surgery.sites import ConvCall, Site
 
 SMALLER = rules_named("smaller")
-FOLD, FUSE = rules_named("fold_batch_norm", "fuse_activation")
+FOLD, FUSE, KERNEL = rules_named("fold_batch_norm", "fuse_activation", "kernel")
 
 CASES = {
     "1D": "ic6oc8k5p2",
@@ -55,6 +55,7 @@ NO_SPATIAL_PART = "1×1: it has no spatial part to separate"
 REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does not name is exact at full rank
     "fold_batch_norm": {},
     "fuse_activation": {},
+    "kernel": {},
     "separable": {
         "depthwise": NOTHING_TO_SEPARATE,
         "depthwise, transposed": NOTHING_TO_SEPARATE,
@@ -82,6 +83,12 @@ REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does n
         "one input channel": ONE_INPUT,
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def every_kernel_gains(monkeypatch):
+    """The rules are tested as where every convolution has a faster kernel."""
+    monkeypatch.setattr("reconv.ruleset.kernel._gains", lambda *_: True)
 
 
 # -- the table ----------------------------------------------------------------------------------------
@@ -225,7 +232,7 @@ def test_dtype_stays_and_the_error_counts_its_rounding(rule, dtype, tolerance):
         assert {t.dtype for name, t in weights.tensors.items() if not name.endswith("index")} == {dtype}
         assert weights.tensors.keys() == build(proposal.block).state_dict().keys()
         if proposal in rule.full(site):
-            assert (weights.error == 0) == (rule is FUSE)  # which computes nothing anew
+            assert (weights.error == 0) == (rule in (FUSE, KERNEL))  # which compute nothing anew
             assert weights.error <= tolerance
 
 

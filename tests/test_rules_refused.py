@@ -12,7 +12,7 @@ from reconv.spec import parse
 from reconv.surgery.sites import Norm, Site
 
 SMALLER = rules_named("smaller")
-FOLD, FUSE = rules_named("fold_batch_norm", "fuse_activation")
+FOLD, FUSE, KERNEL = rules_named("fold_batch_norm", "fuse_activation", "kernel")
 
 
 def spoiled(name: str, value: float) -> Site:
@@ -58,6 +58,25 @@ def test_composites_are_refused_by_the_smaller_rules(rule):
 ])  # fmt: skip
 def test_fold_batch_norm_says_why_not(site, reason):
     assert FOLD.refuse(site) == reason
+
+
+@pytest.fixture(autouse=True)
+def every_kernel_gains(request, monkeypatch):
+    """The rules are tested as where every convolution has a faster kernel, but in the test that says where not."""
+    if "kernel_says" not in request.node.name:
+        monkeypatch.setattr("reconv.ruleset.kernel._gains", lambda *_: True)
+
+
+@pytest.mark.parametrize("site, reason", [
+    (make_site("ic4oc6k3x3"), "PyTorch's own kernel is the fastest that was measured, or nothing like it was"),
+    (site_for(KERNEL, "ic4oc6k3x3", ours=True), "its layer takes the fastest kernel already"),
+    (site_for(KERNEL, "ic4oc6k3x3").after(parse("ic4oc6k3x3"), make_site("ic4oc6k3x3").tensors),
+     "its layer takes the fastest kernel already"),
+    (site_for(KERNEL, "ic4oc6k3x3", refusal="it is tied"), "it is tied"),
+    (site_for(KERNEL, "ic4oc6k3x3 -> relu"), "already rewritten: ic4oc6k3x3 -> relu"),
+])  # fmt: skip
+def test_kernel_says_why_not(site, reason):
+    assert KERNEL.refuse(site) == reason
 
 
 ALONE = "no ReLU alone follows it, or it serves others too"
@@ -121,7 +140,7 @@ def test_a_weight_of_zeros_is_kept():
 # -- names --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("wanted, names", [
     (("exact", "smaller"), [rule.name for rule in RULES]),
-    ((("smaller", "exact"),), [*(rule.name for rule in SMALLER), "fold_batch_norm", "fuse_activation"]),
+    ((("smaller", "exact"),), [*(rule.name for rule in SMALLER), "fold_batch_norm", "fuse_activation", "kernel"]),
     (("bottleneck", "smaller"), ["bottleneck", "separable", "asymmetric", "shuffled_group"]),
     ((FOLD, ["separable", FOLD]), ["fold_batch_norm", "separable"]),
     ((), []),

@@ -8,8 +8,10 @@ import typer
 from typer.core import TyperGroup
 
 from reconv import __version__
+from reconv.commands.bench import bench
 from reconv.commands.demo import demo
 from reconv.commands.export import export
+from reconv.commands.kernels import kernels
 from reconv.commands.output import say
 from reconv.commands.plan import plan
 from reconv.commands.recover import recover
@@ -17,7 +19,7 @@ from reconv.commands.rewrite import rewrite
 from reconv.commands.summary import summary
 from reconv.errors import ConvError
 
-COMMANDS = (summary, plan, rewrite, recover, export, demo)
+COMMANDS = (summary, plan, rewrite, recover, export, bench, kernels, demo)
 
 
 class Guarded(TyperGroup):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error
-from reconv.ops.functional import conv2d, flat_pads
+from reconv.ops.functional import conv2d
+from reconv.ops.problem import flat_pads
 from reconv.spec import ConvSpec
 
 __all__ = ["Box", "Emboss", "Gabor", "Gaussian", "Laplacian", "Scharr", "Sharpen", "Sobel"]

@@ -11,8 +11,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from reconv.layers.arguments import Padding, Size, per_axis
 from reconv.layers.described import Described
-from reconv.ops.dispatch import convolve
-from reconv.ops.functional import conv_nd, flat_pads
+from reconv.ops.convolve import convolve
+from reconv.ops.functional import conv_nd
+from reconv.ops.problem import flat_pads
 from reconv.spec import ConvSpec
 
 
@@ -100,14 +101,15 @@ class _ConvTranspose(Described, _ConvNd):
         _keep_uneven(self, spec)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if not is_uneven(self):
-            return super().forward(input, output_size)
         dims: int = self.spatial_dims
-        pads: Any = self.padding  # (lo, hi) pairs
-        if output_size is not None:  # as if nothing were cut off
-            output_size = [n + sum(pair) for n, pair in zip(output_size[-dims:], pads, strict=True)]
+        pads: Any = self.padding
+        cropped = pads
+        if is_uneven(self):
+            cropped = [0] * dims
+            if output_size is not None:  # as if nothing were cut off
+                output_size = [n + sum(pair) for n, pair in zip(output_size[-dims:], pads, strict=True)]
         extra = self._output_padding(  # type: ignore[operator]  # torch.nn.ConvTranspose's own
-            input, output_size, self.stride, [0] * dims, self.kernel_size, dims, self.dilation)  # fmt: skip
+            input, output_size, self.stride, cropped, self.kernel_size, dims, self.dilation)  # fmt: skip
         return conv_nd(dims, input, self.weight, self.bias, self.stride, pads, self.dilation, self.groups, extra,
                        transposed=True)  # fmt: skip
 

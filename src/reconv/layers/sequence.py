@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from reconv.layers.conv import Conv2d
-from reconv.ops.dispatch import convolve_first
+from reconv.ops.convolve import convolve_first
 
 Settings = tuple[Any, ...]  # of one convolution: stride, padding, dilation, groups, relu, pool
 

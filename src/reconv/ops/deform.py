@@ -1,8 +1,8 @@
 """Deformable convolution of 1, 2 and 3 dimensions: torchvision.ops.deform_conv2d's signature and results.
 
-Plain operators: the map is sampled where the offsets say, by gathering the corners of each point's cell, and the
-samples meet the weights in one product of matrices. So derivatives of every order, torch.func, torch.compile and
-export are PyTorch's own.
+In eager mode two dimensions are computed by a native kernel (deform_native.py). Here are plain operators: the map is
+sampled where the offsets say, by gathering the corners of each point's cell, and the samples meet the weights in one
+product of matrices. So derivatives of every order, torch.func, torch.compile and export are PyTorch's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 from math import prod
 from typing import Any, Protocol
@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error, error_type
+from reconv.ops import deform_native
 from reconv.spec import ConvSpec, output_shape
 from reconv.spec.geometry import axis_length
 
 Size = int | Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
 Sides = list[tuple[Tensor, Tensor]]
+Shapes = dict[str, torch.Size]
 Watcher = Callable[[ConvSpec, Tensor, Tensor, Tensor | None, Tensor], None]  # spec, input, weight, bias, output
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("_WATCHER", default=None)
@@ -129,6 +131,14 @@ def _single(tensor: Tensor) -> Tensor:
 # -- the computation ------------------------------------------------------------------------------
 def _convolved(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None,
                mask: Tensor | None = None) -> Tensor:  # fmt: skip
+    tensors = (input, offset, weight, bias, mask)
+    if deform_native.refuse(spec, *tensors) is None:
+        return deform_native.convolve(_by_operators, spec, *tensors)
+    return _by_operators(spec, *tensors)
+
+
+def _by_operators(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None,
+                  mask: Tensor | None = None) -> Tensor:  # fmt: skip
     """One product of matrices for each group: its weights and the samples that they meet."""
     batch, lengths, rows = input.shape[0], offset.shape[2:], spec.in_channels // spec.groups * prod(spec.kernel_size)
     samples = _sampled(spec, input, offset, mask).to(weight.dtype)
@@ -192,21 +202,40 @@ def _corners(maps: Tensor, sides: Sequence[Sides]) -> Iterator[Tensor]:
 def _checked(dims: int, tensors: dict[str, Tensor], settings: dict[str, Any]) -> ConvSpec:
     """The convolution that the arguments describe, once they fit each other."""
     _check_tensors(dims, tensors)
-    input, weight = tensors["input"], tensors["weight"]
-    channels, (out_channels, width, *kernel) = int(input.shape[1]), map(int, weight.shape)  # tensors, while tracing
+    shapes = {key: value.shape for key, value in tensors.items()}
+    if torch.compiler.is_compiling() or not _are_numbers([*shapes.values(), *settings.values()]):
+        return _described(dims, shapes, settings)
+    return _described_before(dims, tuple(shapes.items()), tuple(settings.items()))
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether these are integers and words, or tuples of them: not what PyTorch puts for a size while it traces, and
+    nothing that only equals an integer.
+    """
+    return all(type(v) is int or type(v) is str or (isinstance(v, tuple) and _are_numbers(v)) for v in values)
+
+
+@lru_cache(maxsize=4096)
+def _described_before(dims: int, shapes: tuple[Any, ...], settings: tuple[Any, ...]) -> ConvSpec:
+    return _described(dims, dict(shapes), dict(settings))
+
+
+def _described(dims: int, shapes: Shapes, settings: dict[str, Any]) -> ConvSpec:
+    (_, channels, *sizes), (out_channels, width, *kernel) = shapes["input"], map(int, shapes["weight"])
+    channels = int(channels)  # a tensor, while tracing
     groups = channels // width if width else 0
     if not groups or groups * width != channels:
         raise _error(dims, "the input's channels must be a multiple of the weight's second axis",
-                     _shapes(tensors, "input", "weight"))  # fmt: skip
+                     _chosen(shapes, "input", "weight"))  # fmt: skip
     try:
         spec = ConvSpec(in_channels=channels, out_channels=out_channels, kernel_size=tuple(kernel),
-                        groups=groups, bias="bias" in tensors, **settings)  # fmt: skip
-        lengths = [axis_length(spec, axis, size) for axis, size in enumerate(input.shape[2:])]
+                        groups=groups, bias="bias" in shapes, **settings)  # fmt: skip
+        lengths = [axis_length(spec, axis, size) for axis, size in enumerate(sizes)]
         if min(lengths) < 1:
-            output_shape(spec, tuple(input.shape))  # says so
+            output_shape(spec, tuple(shapes["input"]))  # says so
     except ConvError as broken:
         raise error_type(RuntimeError)(f"deform_conv{dims}d: {str(broken).partition(': ')[2]}") from None
-    _check_shapes(spec, lengths, tensors)
+    _check_shapes(spec, lengths, shapes)
     return spec
 
 
@@ -221,7 +250,7 @@ def _check_tensors(dims: int, tensors: dict[str, Any]) -> None:
             raise _error(dims, f"{key} must be a tensor", {key: type(value).__name__}, also=TypeError)
     for key, form in FORMS.items():
         if key in tensors and tensors[key].ndim != dims + 2:
-            raise _error(dims, f"{key} must be {form}, and {dims} spatial axes)", _shapes(tensors, key),
+            raise _error(dims, f"{key} must be {form}, and {dims} spatial axes)", {key: tuple(tensors[key].shape)},
                          also=ValueError if key == "input" else RuntimeError)  # fmt: skip
     dtypes, devices = ({key: getattr(value, what) for key, value in tensors.items()} for what in ("dtype", "device"))
     if len(set(devices.values())) > 1:
@@ -232,23 +261,22 @@ def _check_tensors(dims: int, tensors: dict[str, Any]) -> None:
         raise _error(dims, "all tensors must be real floating point", dtypes)
 
 
-def _check_shapes(spec: ConvSpec, lengths: Sequence[int], tensors: dict[str, Tensor]) -> None:
+def _check_shapes(spec: ConvSpec, lengths: Sequence[int], shapes: Shapes) -> None:
     """Offset, mask and bias fit the input and the weight."""
-    input, offset, dims = tensors["input"], tensors["offset"], spec.spatial_dims
-    batch, taps = input.shape[0], prod(spec.kernel_size)
-    groups = int(offset.shape[1]) // (taps * dims)
-    if not groups or tuple(offset.shape) != (batch, groups * taps * dims, *lengths):
+    batch, dims, taps = shapes["input"][0], spec.spatial_dims, prod(spec.kernel_size)
+    groups = int(shapes["offset"][1]) // (taps * dims)
+    if not groups or tuple(shapes["offset"]) != (batch, groups * taps * dims, *lengths):
         here = ", ".join(map(str, (batch, f"{taps * dims} · offset_groups", *lengths)))
         raise _error(dims, f"offset must be (N, offset_groups · prod(kernel) · dims, *out), here ({here})",
-                     _shapes(tensors, "offset"), spec)  # fmt: skip
+                     _chosen(shapes, "offset"), spec)  # fmt: skip
     if spec.in_channels % groups:
         raise _error(dims, "the input's channels must be divisible by the offset groups",
                      {"in_channels": spec.in_channels, "offset_groups": groups}, spec)  # fmt: skip
     wanted = {"mask": ("(N, offset_groups · prod(kernel), *out)", (batch, groups * taps, *lengths)),
               "bias": ("(C_out,)", (spec.out_channels,))}  # fmt: skip
     for key, (form, shape) in wanted.items():
-        if key in tensors and tuple(tensors[key].shape) != shape:
-            raise _error(dims, f"{key} must be {form}, here {shape}", _shapes(tensors, key), spec)
+        if key in shapes and tuple(shapes[key]) != shape:
+            raise _error(dims, f"{key} must be {form}, here {shape}", _chosen(shapes, key), spec)
 
 
 def _error(dims: int, must: str, got: dict[str, Any], spec: ConvSpec | None = None,
@@ -256,5 +284,5 @@ def _error(dims: int, must: str, got: dict[str, Any], spec: ConvSpec | None = No
     return conv_error(f"deform_conv{dims}d", must, got=got, spec=spec, also=also)
 
 
-def _shapes(tensors: dict[str, Tensor], *names: str) -> dict[str, Any]:
-    return {name: tuple(tensors[name].shape) for name in names}
+def _chosen(shapes: Shapes, *names: str) -> dict[str, Any]:
+    return {name: tuple(shapes[name]) for name in names}

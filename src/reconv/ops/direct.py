@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from reconv.ops.native import library, native_isa
-from reconv.ops.problem import Problem, channels_last_strides, is_channels_last
+from reconv.ops.problem import Problem, dense_strides, is_channels_last
 
 MEASURED = ("avx512",)  # instruction sets with results; others route to PyTorch
 MOST_MACS, MOST_WEIGHTS = 16_000_000, 2**17
@@ -30,41 +30,21 @@ def refuse(problem: Problem) -> str | None:
         return "the package was built without native kernels"
     if native_isa() not in MEASURED:
         return f"it has not been measured on {native_isa()}"
-    if problem.dims != 2 or len(problem.input) != 4 or not problem.input[0]:
+    if problem.op != "forward" or problem.transposed:
+        return "it computes nothing but the forward pass"
+    if problem.dims != 2:
         return "the input must be a batch of 2D maps"
     if problem.dtype not in FUNCTIONS:
         return f"the dtype must be one of {', '.join(map(str, FUNCTIONS))}"
     if problem.groups != 1:
         return "there must be one group"
-    if not is_valid(problem):
-        return "the arguments must be valid"
-    if not (is_channels_last(problem.input, problem.input_stride)
-            or is_channels_last(problem.weight, problem.weight_stride)):  # fmt: skip
+    if not (is_channels_last(problem.x, problem.x_stride) or is_channels_last(problem.w, problem.w_stride)):
         return "input or weight must be channels_last, as then PyTorch's output is, too"
-    weights = prod(problem.weight)
-    if weights > MOST_WEIGHTS or weights * problem.input[0] * prod(convolved_size(problem)) > MOST_MACS:
+    if prod(problem.w) > MOST_WEIGHTS or problem.macs > MOST_MACS:
         return f"PyTorch is faster beyond {MOST_WEIGHTS} weights or {MOST_MACS} multiply-accumulates"
+    if 0 in output_size(problem):
+        return "the arguments must be valid"
     return None
-
-
-def is_valid(problem: Problem) -> bool:
-    """Whether PyTorch would take the arguments; where it does not, it shall say why."""
-    if len(problem.weight) != 4 or problem.input[1] != problem.weight[1]:
-        return False
-    if problem.bias not in (True, (problem.weight[:1], (1,))):
-        return False
-    words = problem.padding in ("same", "valid")
-    given = (problem.stride, problem.dilation, 0 if words else problem.padding)
-    if not all(isinstance(value, int) or _is_pair(value) for value in given):
-        return False
-    stride, dilation = _pair(problem.stride), _pair(problem.dilation)
-    pads = _pads(problem.padding, problem.weight, dilation)
-    if min(*problem.weight, *problem.input[1:], *stride, *dilation) < 1 or min(pads) < 0:
-        return False
-    room = _room(problem.input, pads)
-    fits = all(r > d * (k - 1) for r, d, k in zip(room, dilation, problem.weight[2:], strict=True))
-    small = prod(problem.input[:2]) * prod(room) < 2**31 and prod(problem.weight) < 2**31
-    return fits and small and (problem.padding != "same" or stride == (1, 1)) and 0 not in output_size(problem)
 
 
 def prepare(*problems: Problem) -> Callable[..., Tensor]:
@@ -73,14 +53,14 @@ def prepare(*problems: Problem) -> Callable[..., Tensor]:
     Its output is channels_last.
     """
     first, last = problems[0], problems[-1]
-    dense = first.input[1] == 1 or first.input_stride[1] == 1
+    dense = first.x[1] == 1 or first.x_stride[1] == 1
     if not dense:
-        first = first._replace(input_stride=channels_last_strides(first.input))
+        first = first._replace(x_stride=dense_strides(first.x, channels_last=True))
     numbers = [number for problem in (first, *problems[1:]) for number in _table(problem)]
     shapes = (ctypes.c_int64 * len(numbers))(*numbers)
     address, count = ctypes.addressof(shapes), len(problems)
-    out_shape = (first.input[0], last.weight[0], *output_size(last))
-    out_strides = channels_last_strides(out_shape)
+    out_shape = (first.x[0], last.w[0], *output_size(last))
+    out_strides = dense_strides(out_shape, channels_last=True)
     function: Any = getattr(library(), FUNCTIONS[first.dtype])
     pack = Struct(f"{2 + 2 * count}P").pack  # pointers as bytes: cheaper than a ctypes array
 
@@ -96,53 +76,21 @@ def prepare(*problems: Problem) -> Callable[..., Tensor]:
     return run
 
 
+def prepare_one(problem: Problem) -> Callable[..., Tensor]:
+    run = prepare(problem)
+    return lambda x, w, b, y: run(x, w, b)
+
+
 def _table(problem: Problem) -> list[int]:
     """DirectShape of csrc/direct.hpp."""
-    n, c, height, width = problem.input
-    dilation = _pair(problem.dilation)
-    pads = _pads(problem.padding, problem.weight, dilation)
-    batch_stride, _, *strides = problem.input_stride
-    window = (*problem.weight[2:], *_pair(problem.stride), *dilation, *pads)
-    return [n, height, width, c, problem.weight[0], *convolved_size(problem), *window, batch_stride, *strides,
-            *problem.weight_stride, problem.threads, problem.relu, problem.pool]  # fmt: skip
+    n, c, height, width = problem.x
+    (top, bottom), (left, right) = problem.padding
+    batch_stride, _, *strides = problem.x_stride
+    window = (*problem.w[2:], *problem.stride, *problem.dilation, top, bottom, left, right)
+    return [n, height, width, c, problem.w[0], *problem.y[2:], *window, batch_stride, *strides, *problem.w_stride,
+            problem.threads, problem.relu, problem.pool]  # fmt: skip
 
 
-def output_size(problem: Problem) -> tuple[int, int]:
-    """Height and width of the output."""
-    high, wide = convolved_size(problem)
-    return high // problem.pool, wide // problem.pool
-
-
-def convolved_size(problem: Problem) -> tuple[int, int]:
-    """Height and width of what the convolution gives, before it is pooled."""
-    dilation = _pair(problem.dilation)
-    room = _room(problem.input, _pads(problem.padding, problem.weight, dilation))
-    steps = zip(room, dilation, problem.weight[2:], _pair(problem.stride), strict=True)
-    high, wide = ((r - d * (k - 1) - 1) // s + 1 for r, d, k, s in steps)
-    return high, wide
-
-
-def _room(input: tuple[int, ...], pads: tuple[int, int, int, int]) -> tuple[int, int]:
-    """Height and width of the padded input."""
-    return input[2] + pads[0] + pads[1], input[3] + pads[2] + pads[3]
-
-
-def _is_pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) in (1, 2) and all(isinstance(n, int) for n in value)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    return (value[0], value[0]) if len(value) == 1 else tuple(value)
-
-
-def _pads(padding: Any, weight: tuple[int, ...], dilation: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Zeros at the top, bottom, left and right. Of an odd number "same" puts the larger half last, as torch does."""
-    if padding == "valid":
-        return 0, 0, 0, 0
-    if padding == "same":
-        high, wide = (d * (k - 1) for d, k in zip(dilation, weight[2:], strict=True))
-        return high // 2, high - high // 2, wide // 2, wide - wide // 2
-    high, wide = _pair(padding)
-    return high, high, wide, wide
+def output_size(problem: Problem) -> tuple[int, ...]:
+    """Height and width of the output, once it is pooled."""
+    return tuple(n // problem.pool for n in problem.y[2:])

@@ -1,115 +1,95 @@
-"""Which kernel computes a convolution: the first one, in order of preference, that does not refuse."""
+"""Which kernel computes a pass of a convolution: the first one, in order of preference, that does not refuse."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.nn import functional as F
 
-from reconv.ops import direct
-from reconv.ops.problem import Problem, channels_last_strides
+from reconv.ops import direct, results
+from reconv.ops.families import DENSE, DEPTHWISE, PLANAR
+from reconv.ops.fft import FFT
+from reconv.ops.kernel import ONEDNN, RELAID, TORCH, Kernel
+from reconv.ops.problem import Problem
 
-Size = int | Sequence[int]
-Run = Callable[..., Tensor]  # of input, weight and bias
+CLEARLY = 0.97  # of PyTorch's time, or less: what is nearer is noise
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """One way to compute a convolution.
-
-    `refuse` tells why it does not serve a problem, or None; `prepare` makes the function that computes it.
-    """
-
-    name: str
-    prepare: Callable[[Problem], Run]
-    refuse: Callable[[Problem], str | None]
-
-
-TORCH: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-def _torch(problem: Problem) -> Run:
-    function, settings = TORCH[problem.dims], (problem.stride, problem.padding, problem.dilation, problem.groups)
-    return lambda input, weight, bias: function(input, weight, bias, *settings)
-
-
+DIRECT = Kernel("direct", direct.prepare_one, direct.refuse)
+_MEASURED = (DEPTHWISE, PLANAR, DENSE, FFT, ONEDNN, RELAID)  # stand before torch where that was measured to be faster
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    "conv": (
-        Kernel("direct", direct.prepare, direct.refuse),
-        Kernel("torch", _torch, lambda problem: None),
-    ),
+    "forward": (DIRECT, *_MEASURED, TORCH),
+    "input_gradient": (DEPTHWISE, PLANAR, DENSE, FFT, RELAID, TORCH),
+    "weight_gradient": (DEPTHWISE, PLANAR, FFT, RELAID, TORCH),
 }
 
 
-def choose(op: str, problem: Problem) -> Kernel:
-    """The first kernel of KERNELS[op] that does not refuse; the last, PyTorch, never does."""
-    return next(kernel for kernel in KERNELS[op] if kernel.refuse(problem) is None)
+def choose(asked: Problem) -> Kernel:
+    """The first kernel that serves and that nothing measured speaks against; the last, PyTorch, always does."""
+    for kernel in KERNELS[asked.op]:
+        if refusal(kernel, asked) is None:
+            return kernel
+    return TORCH
 
 
-def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
-             dilation: Size, groups: int) -> Tensor:  # fmt: skip
-    """A convolution by the chosen kernel; arguments and result are those of torch.nn.functional's."""
-    if is_plain(input, weight, bias):
-        if type(stride) is list or type(padding) is list or type(dilation) is list:
-            stride, padding, dilation = (tuple(v) if type(v) is list else v for v in (stride, padding, dilation))
-        run = _prepared(dims, input.shape, input.stride(), weight.shape, weight.stride(),
-                        bias is None or (bias.shape, bias.stride()),
-                        stride, padding, dilation, groups, input.dtype, torch.get_num_threads())  # fmt: skip
-        return run(input, weight, bias)
-    return TORCH[dims](input, weight, bias, stride, padding, dilation, groups)
+def refusal(kernel: Kernel, asked: Problem) -> str | None:
+    """Why the kernel is not taken: it cannot serve, or another one was measured to be faster; or None."""
+    if (reason := kernel.refuse(asked)) is not None or kernel in (DIRECT, TORCH):
+        return reason
+    near = results.nearest(asked)
+    if near is None:
+        return f"nothing like it has been measured on {results.results_isa()}"
+    if kernel.name not in near.ms:
+        return f"it was not measured on {near.line}"
+    serving = {k.name for k in KERNELS[asked.op] if k.refuse(asked) is None}
+    ms = {name: ms for name, ms in near.ms.items() if name in serving}
+    best = min(ms, key=lambda name: ms[name])
+    if ms[best] > CLEARLY * ms["torch"]:
+        best = "torch"
+    return None if best == kernel.name else f"{best} took {ms[best] / ms[kernel.name]:.2f} of its time on {near.line}"
 
 
-@lru_cache(maxsize=4096)
-def _prepared(*problem: Any) -> Run:
-    known = Problem(*problem)
-    return choose("conv", known).prepare(known)
+def saving_ms(asked: Problem) -> float:
+    """How much faster than PyTorch the chosen kernel was, on the nearest problem that was measured."""
+    kernel, near = choose(asked), results.nearest(asked)
+    return max(0.0, near.ms["torch"] - near.ms[kernel.name]) if near and kernel.name in near.ms else 0.0
 
 
-def convolve_first(
-    dims: int, input: Tensor, tensors: Sequence[Tensor | None], settings: tuple[Any, ...]
-) -> tuple[int, Tensor]:
-    """The first of some convolutions that follow each other, as many as one call of a kernel computes.
+@dataclass(frozen=True)
+class Explanation:
+    """What computes a problem and why not each of the others.
 
-    Args:    tensors: weight and bias of each. settings: (stride, padding, dilation, groups) of each, as tuples,
-             whether a ReLU follows it, and the side of the squares that are pooled then (1: none).
-    Returns: how many were computed, which may be 0, and what the last of them gives.
+    reasons: for each kernel, in order, why it is not taken; None for the one that is. roofline_ms: what this machine
+    needs at least, of its arithmetic and of its memory; None where neither was measured. near: the measured problem.
     """
-    if not is_plain(input, *tensors):
-        return 0, input
-    kinds = tuple([t is None or (t.shape, t.stride()) for t in tensors])
-    count, run = _prepared_first(dims, input.shape, input.stride(), kinds, settings, input.dtype,
-                                 torch.get_num_threads())  # fmt: skip
-    return count, run(input, *tensors[: 2 * count]) if run else input
+
+    problem: Problem
+    chosen: str
+    reasons: dict[str, str | None]
+    roofline_ms: float | None
+    near: results.Measured | None
 
 
-@lru_cache(maxsize=4096)
-def _prepared_first(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
-                    settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> tuple[int, Run | None]:  # fmt: skip
-    problems: list[Problem] = []
-    for (weight, weight_stride), bias, each in zip(kinds[::2], kinds[1::2], settings, strict=True):
-        stride, padding, dilation, groups, relu, pool = each
-        problem = Problem(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups, dtype,
-                          threads, relu, pool)  # fmt: skip
-        if choose("conv", problem).name != "direct":
-            break
-        problems.append(problem)
-        shape = (shape[0], weight[0], *direct.output_size(problem))
-        strides = channels_last_strides(shape)
-    return len(problems), direct.prepare(*problems) if problems else None
+def explain(asked: Problem) -> Explanation:
+    """Why `choose` decides as it does."""
+    chosen = choose(asked)
+    reasons = {k.name: None if k is chosen else refusal(k, asked) or f"{chosen.name} comes before it"
+               for k in KERNELS[asked.op]}  # fmt: skip
+    return Explanation(asked, chosen.name, reasons, results.roofline_ms(asked), results.nearest(asked))
 
 
-def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether nothing but numbers is asked for: eager mode, ordinary CPU tensors of one dtype, and no gradients.
+# -- where kernels may be chosen at all -----------------------------------------------------------
+NOT_PLAIN, WANTS_GRADIENTS, PLAIN = range(3)
 
-    Elsewhere (autograd, torch.compile, export, tracing, functorch, dispatch modes, autocast) PyTorch's own operators
-    are what the surroundings know.
+
+def plainness(*tensors: Tensor | None) -> int:
+    """PLAIN: nothing but numbers is asked for, in eager mode, of ordinary CPU tensors of one dtype, without gradients.
+    WANTS_GRADIENTS: the same, to be differentiated by autograd.
+
+    Elsewhere (torch.compile, export, tracing, functorch, dispatch modes, autocast) PyTorch's own operators are what
+    the surroundings know.
     """
     if (
         torch.compiler.is_compiling()
@@ -120,19 +100,25 @@ def is_plain(*tensors: Tensor | None) -> bool:
         or forward_ad._current_level >= 0
         or _autocast("cpu")
     ):
-        return False
-    dtype, grad = getattr(tensors[0], "dtype", None), torch.is_grad_enabled()
+        return NOT_PLAIN
+    dtype, grad, wanted = getattr(tensors[0], "dtype", None), torch.is_grad_enabled(), False
     for tensor in tensors:
-        if tensor is not None and (
-            ((kind := type(tensor)) is not Parameter and kind is not Tensor)
-            or tensor.dtype is not dtype
-            or not tensor.is_cpu
-            or tensor.layout is not _strided
-            or tensor.is_neg()  # a view that negates: its memory is not its value
-            or (grad and tensor.requires_grad)
-        ):
-            return False
-    return True
+        if tensor is not None:
+            if (
+                ((kind := type(tensor)) is not Parameter and kind is not Tensor)
+                or tensor.dtype is not dtype
+                or not tensor.is_cpu
+                or tensor.layout is not _strided
+                or tensor.is_neg()  # a view that negates: its memory is not its value
+            ):
+                return NOT_PLAIN
+            wanted = wanted or (grad and tensor.requires_grad)
+    return WANTS_GRADIENTS if wanted else PLAIN
+
+
+def batched(tensor: Tensor) -> bool:
+    """Whether it is what torch.autograd.grad(is_grads_batched=True) makes: it looks plain, but has no memory."""
+    return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 _autocast = torch.is_autocast_enabled

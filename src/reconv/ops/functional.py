@@ -5,15 +5,14 @@ Plain arguments go straight to PyTorch. Only where it refuses is the reason look
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error, error_type
+from reconv.ops.convolve import convolve, convolve_transposed
 from reconv.ops.deform import deform_conv1d, deform_conv2d, deform_conv3d
-from reconv.ops.dispatch import convolve
 from reconv.spec import ConvSpec, output_shape
 
 __all__ = [
@@ -34,11 +33,7 @@ __all__ = [
 
 Size = int | Sequence[int]
 Padding = str | int | Sequence[int | tuple[int, int]]
-Pairs = Sequence[tuple[int, int]]
 
-CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {
-    1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d,
-}  # fmt: skip
 _TRANSLATED = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
 
 
@@ -234,16 +229,10 @@ def conv_nd(
     """Every entrance above: any number of dimensions, transposed or not; `name` stands in errors."""
     try:
         pairs = _pairs(padding, dims)
+        pads = padding if pairs is None else pairs
         if transposed:
-            settings = (output_padding, groups, dilation)
-            if pairs is None:
-                return CONV_TRANSPOSE[dims](input, weight, bias, stride, padding, *settings)
-            even = [min(pair) for pair in pairs]  # torch cuts the even part off, we the rest
-            output = CONV_TRANSPOSE[dims](input, weight, bias, stride, even, *settings)
-            return _cut(output, [(lo - both, hi - both) for (lo, hi), both in zip(pairs, even, strict=True)])
-        if pairs is None:
-            return convolve(dims, input, weight, bias, stride, padding, dilation, groups)
-        return convolve(dims, F.pad(input, flat_pads(pairs)), weight, bias, stride, 0, dilation, groups)
+            return convolve_transposed(dims, input, weight, bias, stride, pads, output_padding, groups, dilation)
+        return convolve(dims, input, weight, bias, stride, pads, dilation, groups)
     except _TRANSLATED as error:
         if type(error) not in _TRANSLATED:  # subclasses steer torch itself: out of memory, tracing, …
             raise
@@ -253,12 +242,7 @@ def conv_nd(
         raise _explained(error, name, dims, input, weight, bias, settings_) from error
 
 
-def flat_pads(pairs: Pairs) -> list[int]:
-    """(lo, hi) per axis in the order of F.pad, which begins with the last axis."""
-    return [side for pair in reversed(pairs) for side in pair]
-
-
-def _pairs(padding: Any, dims: int) -> Pairs | None:
+def _pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...] | None:
     """A (lo, hi) pair for each axis where padding has pairs; None where torch itself understands it."""
     if not isinstance(padding, (tuple, list)) or not any(isinstance(p, (tuple, list)) for p in padding):
         return None
@@ -266,17 +250,7 @@ def _pairs(padding: Any, dims: int) -> Pairs | None:
     pairs = pairs * dims if len(pairs) == 1 else pairs
     if len(pairs) != dims or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
         raise RuntimeError("padding must be a (lo, hi) pair of numbers >= 0 for each axis")
-    return pairs
-
-
-def _cut(output: Tensor, amounts: Pairs) -> Tensor:
-    for axis, (lo, hi) in enumerate(amounts, start=output.ndim - len(amounts)):
-        if lo or hi:
-            length = output.shape[axis] - lo - hi
-            if length < 1:
-                raise RuntimeError("the padding must leave some of the output")
-            output = output.narrow(axis, lo, length)
-    return output
+    return tuple(pairs)
 
 
 # -- why torch refused ----------------------------------------------------------------------------

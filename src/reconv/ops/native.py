@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -17,7 +18,7 @@ from struct import Struct
 
 import torch
 
-FAMILIES = ("depthwise", "planar")  # the order is csrc/kernels.hpp's, and that of the next two
+FAMILIES = ("depthwise", "planar", "dense")  # the order is csrc/kernels.hpp's, and that of the next two
 TYPES = (torch.float32, torch.float64, torch.bfloat16)
 PASSES = ("forward", "input_gradient", "weight_gradient")  # csrc/conv.hpp
 Operand = tuple[Sequence[int], Sequence[int]]  # shape and strides of x, w or y
@@ -68,7 +69,7 @@ def conv_call(
     """
     lib = lib or library()
     assert lib is not None
-    numbers = _conv_shape(pass_, x, w, y, axes, groups, threads, relu)
+    numbers = conv_shape(pass_, x, w, y, axes, groups, threads, relu)
     shape = (ctypes.c_int64 * len(numbers))(*numbers)
     address, which, of = ctypes.addressof(shape), FAMILIES.index(family), TYPES.index(dtype)
     pack, function = Struct("4P").pack, lib.reconv_conv
@@ -80,8 +81,8 @@ def conv_call(
     return call
 
 
-def _conv_shape(pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, groups: int, threads: int,
-                relu: bool) -> list[int]:  # fmt: skip
+def conv_shape(pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, groups: int, threads: int,
+               relu: bool) -> list[int]:  # fmt: skip
     """ConvShape of csrc/conv.hpp."""
     (inputs, x_strides), (kernel, w_strides), (outputs, y_strides) = x, w, y
     missing = 5 - len(inputs)
@@ -95,5 +96,8 @@ def _conv_shape(pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, grou
 
 
 def _file() -> str | None:
+    """RECONV_KERNELS in the environment names another build of the library, or none."""
+    if given := os.environ.get("RECONV_KERNELS"):
+        return None if given == "none" else given
     found = importlib.util.find_spec("reconv._kernels")
     return found.origin if found else None

@@ -17,6 +17,7 @@ from reconv.ruleset.rule import Proposal
 from reconv.spec import Block
 from reconv.surgery import Site, applied, clone, swap
 from reconv.surgery.find import affine
+from reconv.surgery.norms import after_normalising
 from reconv.targets import to_layout
 
 
@@ -39,9 +40,11 @@ def place(
 
 
 def absorb(model: nn.Module, name: str) -> nn.Module:
-    """Puts an identity where the module of this name was; the sequence that held it computes runs of convolutions."""
+    """Puts an identity where the module of this name was, or what is left of its work; the sequence that held it
+    computes runs of convolutions.
+    """
     names = aliases(model, name)
-    model = swap(model, names, Absorbed())
+    model = swap(model, names, after_normalising(model.get_submodule(name)) or Absorbed())
     for each in names:
         quicken(model, each)
     return model

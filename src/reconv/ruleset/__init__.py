@@ -11,6 +11,7 @@ from reconv.ruleset.asymmetric import Asymmetric
 from reconv.ruleset.bottleneck import Bottleneck
 from reconv.ruleset.fold_batch_norm import FoldBatchNorm
 from reconv.ruleset.fuse_activation import FuseActivation
+from reconv.ruleset.kernel import OwnKernel
 from reconv.ruleset.rule import Proposal, Rule, Weights
 from reconv.ruleset.separable import Separable
 from reconv.ruleset.shuffled_group import ShuffledGroup
@@ -19,7 +20,7 @@ __all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rules_named"]
 
 # exact rules are applied in this order: where the batch norm is folded, the activation is next
 RULES: tuple[Rule, ...] = (
-    FoldBatchNorm(), FuseActivation(), Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(),
+    FoldBatchNorm(), FuseActivation(), OwnKernel(), Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(),
 )  # fmt: skip
 GROUPS = ("exact", "smaller", "stronger", "denser")
 
@@ -30,7 +31,7 @@ def rules_named(*wanted: str | Rule | Iterable[str | Rule]) -> tuple[Rule, ...]:
     Raises:  ConvError (a ValueError): when a name is none, or a group has no rule.
     Example:
              >>> [rule.name for rule in rules_named("exact", "separable", "smaller")]
-             ['fold_batch_norm', 'fuse_activation', 'separable', 'asymmetric', 'bottleneck', 'shuffled_group']
+             ['fold_batch_norm', 'fuse_activation', 'kernel', 'separable', 'asymmetric', 'bottleneck', 'shuffled_group']
     """
     found: dict[str, Rule] = {}
     for one in _flat(wanted):

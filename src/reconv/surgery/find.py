@@ -12,7 +12,9 @@ from torch.nn.parameter import UninitializedParameter
 
 from reconv.errors import conv_error
 from reconv.layers.compose import ChainLayer
+from reconv.layers.described import Described
 from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
+from reconv.surgery.norms import after_normalising, normalises
 from reconv.surgery.sites import DEFORMABLE, ConvCall, Norm, Site
 from reconv.surgery.trace import Field, Observer, Run, Trace, is_conv, plain_forward
 
@@ -92,7 +94,7 @@ def _site(trace: Trace, module: nn.Module, runs: list[Run]) -> Site:
         name=names[0], names=names, block=first.call.spec, tensors=tensors,
         calls=tuple(replace(r.call, name=names[0]) for r in runs), norm=norm, norm_refusal=norm_refusal,
         activation=activation, activation_kind=_activation_kind(trace, module, runs, norm, activation),
-        refusal=_refusal(trace, module, runs),
+        refusal=_refusal(trace, module, runs), ours=isinstance(module, Described),
     )  # fmt: skip
     return site
 
@@ -132,7 +134,7 @@ def _norm(trace: Trace, module: nn.Module, runs: list[Run]) -> tuple[Norm | None
         return None, "its output is used twice"
     if any(producer is None or producer.module is not module for m, producer in trace.norm_calls if m is norm):
         return None, f"batch norm {name} serves other inputs too"
-    if type(norm).forward is not nn.modules.batchnorm._BatchNorm.forward:
+    if not normalises(norm):
         return None, f"{type(norm).__name__} {name} does more than normalise"
     if norm.running_mean is None or norm.running_var is None:
         return None, f"batch norm {name} keeps no running statistics"
@@ -163,6 +165,8 @@ ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CE
 def _activation(trace: Trace, runs: list[Run], norm: Norm | None) -> str | None:
     """The activation module that alone consumes the convolution (or its batch norm)."""
     if norm is not None:
+        if after_normalising(trace.model.get_submodule(norm.name)) is not None:
+            return None  # the norm has one of its own
         consumers = trace.norm_consumers[trace.model.get_submodule(norm.name)]
     else:
         consumers = [c for r in runs for c in r.consumers]

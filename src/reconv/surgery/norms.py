@@ -16,6 +16,24 @@ from reconv.data import Batch
 from reconv.surgery.clone import fresh
 
 
+def normalises(norm: nn.Module) -> bool:
+    """Whether a batch norm's forward pass is torch's, or is followed by what `after_normalising` gives."""
+    return type(norm).forward is _BatchNorm.forward or _with_activation(norm)
+
+
+def after_normalising(norm: nn.Module) -> nn.Module | None:
+    """What the layer does once it has normalised: timm's BatchNormAct2d has dropout and activation; None: nothing."""
+    if not _with_activation(norm):
+        return None
+    parts = [part for part in (norm.drop, norm.act) if type(part) is not nn.Identity]
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else None
+
+
+def _with_activation(norm: nn.Module) -> bool:
+    kind = type(norm)
+    return (kind.__module__, kind.__qualname__) == ("timm.layers.norm_act", "BatchNormAct2d")
+
+
 def reestimate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Sets running mean and variance of every batch norm of `model` to those of its inputs over all batches.
 

@@ -56,6 +56,7 @@ class Site:
              activation: the module that alone consumes the output (of the norm, where there is one).
              activation_kind: which function that is, where it is known, and nobody else needs the module.
              refusal: why its module cannot be swapped at all.
+             ours: whether its module is one of reconv's layers.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Site:
     activation: str | None = None
     activation_kind: str | None = None
     refusal: str | None = None
+    ours: bool = False
 
     @property
     def spec(self) -> ConvSpec:
@@ -104,7 +106,7 @@ class Site:
         gone = None if norm is self.norm else "its batch norm is folded already"
         activation, kind = (None, None) if self.activation in absorbed else (self.activation, self.activation_kind)
         return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal,
-                       activation=activation, activation_kind=kind)  # fmt: skip
+                       activation=activation, activation_kind=kind, ours=True)  # fmt: skip
 
 
 def chosen(name: str, patterns: str | Sequence[str]) -> bool:

@@ -62,13 +62,37 @@ def _runner(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
     return run
 
 
-TARGETS: dict[str, Callable[[int | None], Target]] = {"torch": TorchEager}
+def _compiled(threads: int | None) -> Target:
+    from reconv.targets.compiled import TorchCompiled
+
+    return TorchCompiled(threads)
+
+
+def _onnxruntime(threads: int | None) -> Target:
+    from reconv.targets.onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(threads)
+
+
+def _openvino(threads: int | None) -> Target:
+    from reconv.targets.openvino import OpenVino
+
+    return OpenVino(threads)
+
+
+TARGETS: dict[str, Callable[[int | None], Target]] = {
+    "torch": TorchEager,
+    "torch.compile": _compiled,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
 
 
 def get_target(target: str | Target) -> Target:
     """The engine of that name, with a number of threads behind a colon if wanted (`torch:1`); a Target passes through.
 
-    Raises:  ConvError (a ValueError): for a name that is not known, or threads that are no number.
+    Raises:  ConvError: a ValueError for a name that is not known, or threads that are no number; an ImportError where
+             a package of the engine is missing.
     """
     if not isinstance(target, str):
         return target

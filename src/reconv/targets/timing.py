@@ -32,23 +32,25 @@ class Timing:
 
 
 def interleave(
-    runners: Sequence[Runner], seconds: float, least: int = 5, most: int = 60, burst: int = 1
+    runners: Sequence[Runner], seconds: float, least: int = 5, most: int = 60, burst: int | Sequence[int] = 1
 ) -> list[Timing]:
     """Times each runner once a round until `seconds` are spent; `least` to `most` rounds.
 
     Args:    burst: calls of a runner in a round, one after the other, each a sample. 1 is for the parts of a network:
              between two calls the others run, so that caches are as cold as they are inside it. A whole network is
-             called again and again where it is used, and finds in the caches what its last call left.
+             called again and again where it is used, and finds in the caches what its last call left. One number for
+             all, or one for each runner.
     """
     for run in runners:  # warm-up: allocations, primitive caches
         run()
         run()
+    bursts = [burst] * len(runners) if isinstance(burst, int) else burst
     samples: list[list[float]] = [[] for _ in runners]
     until, rounds = time.perf_counter() + seconds, 0
     while rounds < least or (rounds < most and time.perf_counter() < until):
         rounds += 1
-        for run, kept in zip(runners, samples, strict=True):
-            for _ in range(burst):
+        for run, kept, calls in zip(runners, samples, bursts, strict=True):
+            for _ in range(calls):
                 start = time.perf_counter_ns()
                 run()
                 kept.append((time.perf_counter_ns() - start) * 1e-6)

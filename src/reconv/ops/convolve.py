@@ -1,0 +1,106 @@
+"""Convolutions of every kind, each by the kernel that was chosen for it; arguments as torch.nn.functional's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reconv.ops import direct, problem
+from reconv.ops.autograd import differentiated
+from reconv.ops.dispatch import NOT_PLAIN, PLAIN, choose, plainness
+from reconv.ops.kernel import Size, conv_by_torch, transposed_by_torch
+from reconv.ops.problem import dense_strides
+from reconv.ops.registered import arguments, opaque
+from reconv.ops.ways import transposed_ways, ways
+
+
+def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
+             dilation: Size, groups: int) -> Tensor:  # fmt: skip
+    """A convolution; padding may also be a tuple of (lo, hi) pairs, one for each axis."""
+    plain = plainness(input, weight, bias)
+    if plain != NOT_PLAIN:
+        if type(stride) is list or type(padding) is list or type(dilation) is list:
+            stride, padding, dilation = hashable(stride), hashable(padding), hashable(dilation)
+        found = ways(dims, input.shape, input.stride(), weight.shape, weight.stride(),
+                     bias is None or (bias.shape, bias.stride()),
+                     stride, padding, dilation, groups, input.dtype, torch.get_num_threads())  # fmt: skip
+        if plain == PLAIN:
+            return found.run(input, weight, bias)
+        if found.gains:
+            return differentiated(found, input, weight, bias)
+    elif opaque(dims, input, weight, groups, padding):
+        return torch.ops.reconv.convolution(input, weight, bias, *arguments(dims, stride, padding, dilation), groups)
+    return conv_by_torch(dims, input, weight, bias, stride, padding, dilation, groups)
+
+
+def convolve_transposed(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
+                        output_padding: Size, groups: int, dilation: Size) -> Tensor:  # fmt: skip
+    """A transposed convolution; padding may also be a tuple of (lo, hi) pairs, one for each axis."""
+    plain = plainness(input, weight, bias)
+    if plain != NOT_PLAIN:
+        stride, padding, dilation, output_padding = map(hashable, (stride, padding, dilation, output_padding))
+        found = transposed_ways(dims, input.shape, input.stride(), weight.shape, weight.stride(),
+                                bias is None or (bias.shape, bias.stride()), stride, padding, dilation,
+                                output_padding, groups, input.dtype, torch.get_num_threads())  # fmt: skip
+        if plain == PLAIN:
+            return found.run(input, weight, bias)
+        if found.gains:
+            return differentiated(found, input, weight, bias)
+    elif opaque(dims, input, weight, groups, padding):
+        settings = arguments(dims, stride, padding, dilation, True, output_padding)
+        return torch.ops.reconv.convolution(input, weight, bias, *settings, groups)
+    return transposed_by_torch(dims, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def convolution_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, stride: Size, padding: Any, dilation: Size, transposed: bool,
+    output_padding: Size, groups: int, mask: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
+    """The gradients of a convolution to its input, weight and bias, where the mask wants them."""
+    dims = weight.ndim - 2
+    stride, padding, dilation, output_padding = map(hashable, (stride, padding, dilation, output_padding))
+    known = (dims, input.shape, input.stride(), weight.shape, weight.stride(), True, stride, padding, dilation)
+    rest = (groups, input.dtype, torch.get_num_threads())
+    found = transposed_ways(*known, output_padding, *rest) if transposed else ways(*known, *rest)
+    return found.gradients(grad, input, weight, mask)
+
+
+def hashable(value: Any) -> Any:
+    return tuple(value) if type(value) is list else value
+
+
+# -- several at once ------------------------------------------------------------------------------
+def convolve_first(
+    dims: int, input: Tensor, tensors: Sequence[Tensor | None], settings: tuple[Any, ...]
+) -> tuple[int, Tensor]:
+    """The first of some convolutions that follow each other, as many as one call of a kernel computes.
+
+    Args:    tensors: weight and bias of each. settings: (stride, padding, dilation, groups) of each, as tuples,
+             whether a ReLU follows it, and the side of the squares that are pooled then (1: none).
+    Returns: how many were computed, which may be 0, and what the last of them gives.
+    """
+    if plainness(input, *tensors) != PLAIN:
+        return 0, input
+    kinds = tuple([t is None or (t.shape, t.stride()) for t in tensors])
+    count, run = _first(dims, input.shape, input.stride(), kinds, settings, input.dtype, torch.get_num_threads())
+    return count, run(input, *tensors[: 2 * count]) if run else input
+
+
+@lru_cache(maxsize=4096)
+def _first(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
+           settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> tuple[int, Any]:  # fmt: skip
+    found: list[problem.Problem] = []
+    for (weight, weight_stride), bias, each in zip(kinds[::2], kinds[1::2], settings, strict=True):
+        stride, padding, dilation, groups, relu, pool = each
+        known = problem.forward(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups,
+                                dtype, threads, relu, pool)  # fmt: skip
+        if known is None or choose(known).name != "direct":
+            break
+        found.append(known)
+        shape = (shape[0], weight[0], *direct.output_size(known))
+        strides = dense_strides(shape, channels_last=True)
+    return len(found), direct.prepare(*found) if found else None
