@@ -23,8 +23,9 @@ from reconv.benching.problem import problem_of
 from reconv.benching.roofline import measured
 from reconv.benching.task import Task, read_tasks
 from reconv.ops import results
-from reconv.ops.dispatch import CLEARLY, DIRECT, KERNELS
-from reconv.ops.kernel import torch_run
+from reconv.ops.dispatch import DIRECT, KERNELS, fastest
+from reconv.ops.fft import FFT
+from reconv.ops.kernel import TORCH, Run, torch_run
 from reconv.ops.problem import Problem
 from reconv.spec import ConvSpec
 from reconv.targets import interleave
@@ -32,7 +33,9 @@ from reconv.targets import interleave
 FOLDER = Path(__file__).parent
 TABLES = FOLDER.parent / "src" / "reconv" / "ops" / "results"
 LAYOUTS = ("contiguous", "channels_last")
-SECONDS, ROUNDS, HOPELESS = 0.25, 40, 2.5  # of a problem; a kernel that takes so many times the best is timed once
+SECONDS, ROUNDS = 0.25, 40  # of a problem
+HOPELESS, FAR = 2.5, 20  # a kernel that takes so many times the best is timed once; torch, where it takes so many
+SLOW = 300  # ms: what takes longer, and far longer than the best, is called once
 
 
 def tensors_of(problem: Problem) -> list[Tensor | None]:
@@ -51,24 +54,36 @@ def tensors_of(problem: Problem) -> list[Tensor | None]:
 
 def measure(problem: Problem, tensors: list[Tensor | None], seconds: float) -> dict[str, float]:
     """Milliseconds of each kernel that serves; one that is wrong is told and left out."""
-    exact = torch_run(problem._replace(dtype=torch.float64))(*(None if t is None else t.double() for t in tensors))
-    kernels = [kernel for kernel in KERNELS[problem.op] if kernel.refuse(problem) is None or kernel is DIRECT]
+    exact = reference(problem)(*(None if t is None else t.double() for t in tensors))
+    serving = [kernel for kernel in KERNELS[problem.op] if kernel.refuse(problem) is None]
+    serving += [DIRECT] if DIRECT not in serving and direct_serves(problem) else []
     runs, once = {}, {}
-    for kernel in kernels:
-        if kernel is DIRECT and not direct_serves(problem):
-            continue
+    for kernel in sorted(serving, key=lambda kernel: (kernel.foreign, kernel is not TORCH)):
+        if kernel.foreign and once.get("torch", 0) > max(SLOW, FAR * min(once.values(), default=0)):
+            continue  # PyTorch's detours are of its kind
         run = kernel.prepare(problem)
-        if not right(run(*tensors), exact, problem):
-            print(f"  WRONG: {kernel.name} on {problem}")
-            continue
         start = time.perf_counter()
-        run(*tensors)
+        output = run(*tensors)
         once[kernel.name] = (time.perf_counter() - start) * 1e3
+        if not right(output, exact, problem):
+            print(f"  WRONG: {kernel.name} on {problem}")
+            del once[kernel.name]
+            continue
+        if once[kernel.name] < max(SLOW, FAR * min(once.values(), default=0)):
+            start = time.perf_counter()
+            run(*tensors)
+            once[kernel.name] = (time.perf_counter() - start) * 1e3
         runs[kernel.name] = run
     best = min(once.values())
-    close = [name for name in runs if once[name] <= HOPELESS * best or name == "torch"]
+    close = [name for name in runs if once[name] <= (FAR if name == "torch" else HOPELESS) * best]
     timings = interleave([lambda run=runs[name]: run(*tensors) for name in close], seconds, 4, ROUNDS)
-    return once | {name: timing.median_ms for name, timing in zip(close, timings, strict=True)}
+    return once | {name: timing.low_ms for name, timing in zip(close, timings, strict=True)}
+
+
+def reference(problem: Problem) -> Run:
+    """In float64: PyTorch's own, or by transform where that takes minutes."""
+    wide = problem._replace(dtype=torch.float64)
+    return torch_run(wide) if FFT.refuse(wide) else FFT.prepare(wide)
 
 
 def direct_serves(problem: Problem) -> bool:
@@ -91,6 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--missing", action="store_true", help="only what the table does not have")
     given = parser.parse_args()
     threads = [int(n) for n in given.threads.split(",")]
     isa = results.results_isa()
@@ -105,9 +121,11 @@ def main() -> None:
             for count in threads:
                 torch.set_num_threads(count)
                 problem = problem_of(task, layout, count)
+                if given.missing and has(table, problem, str(task)):
+                    continue
                 with torch.inference_mode():
                     ms = measure(problem, tensors_of(problem), given.seconds)
-                ratios.append(show(task, layout, count, ms))
+                ratios.append(show(task, layout, problem, ms))
                 record(table, problem, str(task), ms)
         if given.write:
             write(table, isa)
@@ -121,13 +139,16 @@ def machine(threads: list[int]) -> dict[str, Any]:
             "gbytes": {n: round(m.bandwidth_of(2**22) / 1e9, 1) for n, m in found.items()}}  # fmt: skip
 
 
-def show(task: Task, layout: str, threads: int, ms: dict[str, float]) -> float:
-    best = min(ms, key=lambda name: ms[name])
-    if ms[best] > CLEARLY * ms["torch"]:
-        best = "torch"
+def show(task: Task, layout: str, problem: Problem, ms: dict[str, float]) -> float:
+    best = fastest(ms, problem)
     each = "  ".join(f"{name} {value:.3f}" for name, value in sorted(ms.items(), key=lambda pair: pair[1]))
-    print(f"{task!s:58} {layout[:4]} {threads}  {ms['torch'] / ms[best]:7.2f}  {each}", flush=True)
+    print(f"{task!s:58} {layout[:4]} {problem.threads}  {ms['torch'] / ms[best]:7.2f}  {each}", flush=True)
     return ms["torch"] / ms[best]
+
+
+def has(table: dict[str, Any], problem: Problem, line: str) -> bool:
+    rows = table["kinds"].get(results.kind(problem), {}).get(str(problem.threads), [])
+    return any(row["problem"] == line for row in rows)
 
 
 def record(table: dict[str, Any], problem: Problem, line: str, ms: dict[str, float]) -> None:

@@ -70,19 +70,19 @@ def chosen(*arguments) -> str:
 
 
 def wanted(spec: ConvSpec, input, weight, bias):
-    """By torch, whose padding is even."""
+    """By torch in float64 and contiguous: in channels_last its own float32 reads beyond some one-channel maps."""
     (top, bottom), (left, right) = spec.padding
-    if spec.even_padding is not None:
-        return F.conv2d(input, weight, bias, spec.stride, spec.even_padding, spec.dilation)
-    return F.conv2d(F.pad(input, (left, right, top, bottom)), weight, bias, spec.stride, 0, spec.dilation)
+    input = F.pad(input, (left, right, top, bottom)).double().contiguous()
+    bias = None if bias is None else bias.double()
+    return F.conv2d(input, weight.double().contiguous(), bias, spec.stride, 0, spec.dilation).to(weight.dtype)
 
 
 def check(spec: ConvSpec, tensors: list) -> None:
     arguments = (*tensors, spec.stride, spec.padding, spec.dilation)
-    want, got = wanted(spec, *tensors), reconv.functional.conv2d(*arguments)
-    assert torch.equal(got, want)
-    assert got.stride() == want.stride()
-    assert got.dtype == want.dtype
+    got = reconv.functional.conv2d(*arguments)
+    assert torch.equal(got, wanted(spec, *tensors))
+    assert got.is_contiguous(memory_format=CL) or not got.numel()  # as torch's
+    assert got.dtype == tensors[0].dtype
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +205,6 @@ PROBLEMS = {  # conv2d's arguments, and which kernel takes them
     "batch 0": (lambda x, w: (x[:0], w), "torch"),
     "many multiply-accumulates": (lambda x, w: (x.repeat(1, 1, 32, 32), w.repeat(8, 1, 1, 1)), "torch"),
     "many weights": (lambda x, w: (x, w.repeat(400, 1, 2, 2)), "torch"),
-    "training": (lambda x, w: (x, w.requires_grad_()), "torch"),
 }
 
 

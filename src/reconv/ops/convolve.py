@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reconv.ops import direct, problem
+from reconv.ops import direct, problem, separable_native
 from reconv.ops.autograd import differentiated
 from reconv.ops.dispatch import NOT_PLAIN, PLAIN, choose, plainness
 from reconv.ops.kernel import Size, conv_by_torch, transposed_by_torch
@@ -73,6 +73,20 @@ def hashable(value: Any) -> Any:
     return tuple(value) if type(value) is list else value
 
 
+def separable(dims: int, input: Tensor, depthwise: Tensor, pointwise: Tensor, bias: Tensor | None, stride: Size,
+              padding: Any, dilation: Size) -> Tensor | None:  # fmt: skip
+    """A depthwise convolution and a pointwise one by one kernel; None where two are better, or must be seen."""
+    if plainness(input, depthwise, pointwise, bias) != PLAIN:
+        return None
+    weights = (depthwise.shape, depthwise.stride()), (pointwise.shape, pointwise.stride())
+    first = (hashable(stride), hashable(padding), hashable(dilation), input.shape[-dims - 1], False, 1)
+    of_bias = bias is None or (bias.shape, bias.stride())
+    kinds = (weights[0], True, weights[1], of_bias)
+    run = _pair(dims, input.shape, input.stride(), kinds, (first, (1, 0, 1, 1, False, 1)), input.dtype,
+                torch.get_num_threads())  # fmt: skip
+    return run(input, depthwise, None, pointwise, bias) if run else None
+
+
 # -- several at once ------------------------------------------------------------------------------
 def convolve_first(
     dims: int, input: Tensor, tensors: Sequence[Tensor | None], settings: tuple[Any, ...]
@@ -93,6 +107,8 @@ def convolve_first(
 @lru_cache(maxsize=4096)
 def _first(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
            settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> tuple[int, Any]:  # fmt: skip
+    if pair := _pair(dims, shape, strides, kinds, settings, dtype, threads):
+        return 2, pair
     found: list[problem.Problem] = []
     for (weight, weight_stride), bias, each in zip(kinds[::2], kinds[1::2], settings, strict=True):
         stride, padding, dilation, groups, relu, pool = each
@@ -104,3 +120,23 @@ def _first(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: t
         shape = (shape[0], weight[0], *direct.output_size(known))
         strides = dense_strides(shape, channels_last=True)
     return len(found), direct.prepare(*found) if found else None
+
+
+@lru_cache(maxsize=4096)
+def _pair(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tuple[Any, ...],
+          settings: tuple[Any, ...], dtype: torch.dtype, threads: int) -> Any:  # fmt: skip
+    """The function of input, weights and biases that computes the first two of some convolutions by the separable
+    kernel, where they are a depthwise and a pointwise one that it serves.
+    """
+    if len(settings) < 2:
+        return None
+    (weight, weight_stride), bias, pointwise, pointwise_bias = kinds[:4]
+    (stride, padding, dilation, groups, relu, pool), (*after, second_relu, second_pool) = settings[:2]
+    known = problem.forward(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups, dtype,
+                            threads, relu)  # fmt: skip
+    if known is None or (pool, second_pool) != (1, 1) or separable_native.refuse(known, pointwise):
+        return None
+    then = problem.forward(dims, known.y, known.y_stride, *pointwise, pointwise_bias, *after, dtype, threads)
+    if then is None or then.groups != 1 or then.y[2:] != known.y[2:] or any(lo for pair in then.padding for lo in pair):
+        return None
+    return separable_native.prepare(known, pointwise, threads, second_relu)

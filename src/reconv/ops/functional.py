@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from reconv.errors import ConvError, conv_error, error_type
-from reconv.ops.convolve import convolve, convolve_transposed
+from reconv.ops.convolve import convolve, convolve_transposed, separable
 from reconv.ops.deform import deform_conv1d, deform_conv2d, deform_conv3d
 from reconv.spec import ConvSpec, output_shape
 
@@ -152,6 +152,10 @@ def _separable_conv(dims: int) -> SeparableConv:
         Source:  Chollet 2017, arXiv:1610.02357
         """
         _check_separable(name, dims, input, depthwise_weight, pointwise_weight)
+        pads = padding if type(padding) is int else _pairs(padding, dims) or padding
+        fused = separable(dims, input, depthwise_weight, pointwise_weight, bias, stride, pads, dilation)
+        if fused is not None:
+            return fused
         channels = input.shape[-dims - 1]
         inner = conv_nd(dims, input, depthwise_weight, None, stride, padding, dilation, channels, name=name)
         return conv_nd(dims, inner, pointwise_weight, bias, name=name)
@@ -228,8 +232,7 @@ def conv_nd(
 ) -> Tensor:
     """Every entrance above: any number of dimensions, transposed or not; `name` stands in errors."""
     try:
-        pairs = _pairs(padding, dims)
-        pads = padding if pairs is None else pairs
+        pads = padding if type(padding) is int else _pairs(padding, dims) or padding
         if transposed:
             return convolve_transposed(dims, input, weight, bias, stride, pads, output_padding, groups, dilation)
         return convolve(dims, input, weight, bias, stride, pads, dilation, groups)
@@ -243,14 +246,13 @@ def conv_nd(
 
 
 def _pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...] | None:
-    """A (lo, hi) pair for each axis where padding has pairs; None where torch itself understands it."""
+    """A (lo, hi) pair for each axis where padding has pairs; None where torch itself understands it, or refuses it."""
     if not isinstance(padding, (tuple, list)) or not any(isinstance(p, (tuple, list)) for p in padding):
         return None
     pairs = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in padding]
     pairs = pairs * dims if len(pairs) == 1 else pairs
-    if len(pairs) != dims or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
-        raise RuntimeError("padding must be a (lo, hi) pair of numbers >= 0 for each axis")
-    return tuple(pairs)
+    valid = len(pairs) == dims and all(len(pair) == 2 and min(pair) >= 0 for pair in pairs)
+    return tuple(pairs) if valid else None
 
 
 # -- why torch refused ----------------------------------------------------------------------------

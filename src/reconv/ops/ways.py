@@ -11,8 +11,8 @@ from torch import Tensor
 
 from reconv.ops import problem as problems
 from reconv.ops.dispatch import choose, saving_ms
-from reconv.ops.kernel import CHANNELS_LAST, TORCH, Run, conv_by_torch, transposed_by_torch
-from reconv.ops.problem import Problem, channels_innermost
+from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Run, conv_by_torch, transposed_by_torch
+from reconv.ops.problem import Problem, channels_innermost, has_sides
 
 OVERHEAD_MS = 0.03  # of a torch.autograd.Function, forward and backward
 
@@ -79,7 +79,10 @@ def ways(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], weight: tu
     """Of torch.nn.functional's convolution on tensors of these shapes and strides. bias: (shape, strides) or True."""
     known = problems.forward(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups,
                              dtype, threads)  # fmt: skip
-    return Ways(known, lambda x, w, b: conv_by_torch(dims, x, w, b, stride, padding, dilation, groups))
+    if has_sides(padding):
+        return Ways(known, lambda x, w, b: conv_by_torch(dims, x, w, b, stride, padding, dilation, groups))
+    function = CONV[dims]
+    return Ways(known, lambda x, w, b: function(x, w, b, stride, padding, dilation, groups))
 
 
 @lru_cache(maxsize=4096)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median, quantiles
 
 from reconv.errors import conv_error
@@ -14,11 +14,15 @@ Runner = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Median and spread (interquartile range) over rounds, in milliseconds."""
+    """Median and spread (interquartile range) over rounds, in milliseconds.
+
+    low_ms: the first quartile, which what else runs on the machine reaches less.
+    """
 
     median_ms: float
     spread_ms: float
     rounds: int
+    low_ms: float = field(default=float("nan"), compare=False)
 
     @classmethod
     def of(cls, samples_ms: Sequence[float]) -> Timing:
@@ -26,9 +30,9 @@ class Timing:
         if not samples_ms:
             raise conv_error("Timing", "at least one sample is needed", got={"samples": 0}, also=ValueError)
         if len(samples_ms) < 2:
-            return cls(samples_ms[0], 0.0, 1)
+            return cls(samples_ms[0], 0.0, 1, samples_ms[0])
         low, _, high = quantiles(samples_ms, n=4, method="inclusive")
-        return cls(median(samples_ms), high - low, len(samples_ms))
+        return cls(median(samples_ms), high - low, len(samples_ms), low)
 
 
 def interleave(
