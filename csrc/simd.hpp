@@ -22,16 +22,17 @@
 
 #if defined(__AVX512F__)
 #define RECONV_VECTOR_BYTES 64
-#define RECONV_REGISTERS 32
 #elif defined(__AVX__)
 #define RECONV_VECTOR_BYTES 32
-#define RECONV_REGISTERS 16
-#elif defined(__aarch64__) // NEON
+#else // SSE2, NEON
 #define RECONV_VECTOR_BYTES 16
+#endif
+#ifndef RECONV_REGISTERS // tiles are as large as they allow
+#if defined(__AVX512F__) || defined(__aarch64__)
 #define RECONV_REGISTERS 32
-#else // SSE2
-#define RECONV_VECTOR_BYTES 16
+#else
 #define RECONV_REGISTERS 16
+#endif
 #endif
 
 namespace reconv::RECONV_ISA {

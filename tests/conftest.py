@@ -19,3 +19,21 @@ def own_cache_folder():
         patch.setenv("XDG_CACHE_HOME", folder)
         patch.delenv("RECONV_CACHE", raising=False)
         yield
+
+
+@pytest.fixture
+def torch_alone(monkeypatch):
+    """As on a processor where nothing was measured: PyTorch computes, but for the direct kernel."""
+    from reconv.ops import convolve, results, ways
+
+    caches = (results._rows, ways.ways, ways.transposed_ways, convolve._first, convolve._pair)
+
+    def forget():
+        for cache in caches:
+            cache.cache_clear()
+
+    monkeypatch.setattr(results, "table", lambda isa: {})
+    forget()
+    yield
+    monkeypatch.undo()
+    forget()

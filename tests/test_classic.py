@@ -184,9 +184,10 @@ def test_gradients_flow_through_it(make):
 def test_exports_and_compiles(make):
     layer, x = make(padding_mode="reflect"), picture().float()
     program = torch.export.export(layer, (x,))
-    torch.testing.assert_close(program.module()(x), layer(x))
+    rounding = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(program.module()(x), layer(x), **rounding)
     torch.compiler.reset()
-    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x))
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="eager")(x), layer(x), **rounding)
 
 
 def test_every_kind_is_listed_and_tested():

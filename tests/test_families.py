@@ -238,3 +238,11 @@ def test_every_instruction_set_gives_the_same(isa):
                          cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # fmt: skip
     assert run.returncode == 0, run.stderr[-2000:]
     assert run.stdout.strip() == min(isa, native_isa(), key=["baseline", "avx2", "avx512"].index)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_nothing_beyond_the_tensors_is_touched(isa):
+    run = subprocess.run([sys.executable, "guarded.py"], env=os.environ | {"RECONV_ISA": isa},
+                         cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert int(run.stdout.split()[-1]) > 1000

@@ -473,7 +473,7 @@ def test_exact_rules_without_a_budget_fold_and_fuse():
     assert all(edit.latency_ms > 0 for edit in made.edits)
     assert made.met
     torch.testing.assert_close(apply(model, made, IMAGE)(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-5)
-    assert [(r.site, r.rule) for r in made.refusals] == [("6", "fold_batch_norm")]
+    assert [(r.site, r.rule) for r in made.refusals if r.rule != "kernel"] == [("6", "fold_batch_norm")]
 
 
 def test_smaller_rules_ask_for_a_budget():

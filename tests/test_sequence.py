@@ -24,7 +24,7 @@ CHAINS = {  # a block, its input, and whether its convolutions are computed in o
     "asymmetric, strided": ("ic5oc8k3x1s2x1p1x0nb -> ic8oc17k1x3s1x2p0x1", (1, 5, 9, 11), True),
     "two": ("ic16oc4k1x1nb -> ic4oc16k1x1", (1, 16, 7, 7), True),
     "four": ("ic3oc16k3x3 -> ic16oc5k1x1d2 -> ic5oc5k5x5p2 -> ic5oc64k2x2s2", (3, 3, 12, 13), True),
-    "depthwise": ("ic6oc6k3x3p1g6nb -> ic6oc9k1x1", (2, 6, 8, 8), False),
+    "depthwise": ("ic6oc6k3x3p1g6nb -> ic6oc9k1x1", (2, 6, 8, 8), True),
     "reflect": ("ic6oc4k1x1nb -> ic4oc9k3x3p1mreflect", (2, 6, 8, 8), False),
     "uneven": ("ic6oc4k1x1nb -> ic4oc9k2x2p0:1x1:0", (2, 6, 8, 8), True),
     "transposed": ("ic6oc4k1x1nb -> ic4oc9k2x2t", (2, 6, 8, 8), False),

@@ -245,7 +245,7 @@ def test_large_numbers_for_people(count, text):
     assert human(count) == text
 
 
-@pytest.mark.parametrize("target", ["openvino", "", "Torch"])
+@pytest.mark.parametrize("target", ["openvono", "", "Torch"])
 def test_an_unknown_target_is_refused(target):
     with pytest.raises(ConvError, match="target must be one of torch"):
         summary(nn.Conv2d(3, 4, 3), torch.zeros(IMAGE), target)

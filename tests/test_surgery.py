@@ -468,6 +468,7 @@ def test_a_relu_that_nobody_else_needs_is_known(name):
 
 
 @pytest.mark.parametrize("name", FUSING)
+@pytest.mark.usefixtures("torch_alone")
 def test_exact_rules_change_nothing(name):
     """Where there is no batch norm, not a bit; and ReLUs that serve others stay."""
     from reconv.ruleset import rules_named

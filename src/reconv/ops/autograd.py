@@ -36,6 +36,6 @@ class _Convolution(torch.autograd.Function):
             # views: one given tensor may have been computed from another
             seen = [t if t is None else t.view_as(t) for t in (input, weight, bias)]
             output = ctx.ways.by_torch(*seen)
-        wanted = [t for t, needed in zip(seen, mask, strict=True) if needed]
+        wanted = [t for t, needed in zip(seen, mask, strict=True) if t is not None and needed]
         found = iter(torch.autograd.grad(output, wanted, grad, create_graph=torch.is_grad_enabled()))
         return *(next(found) if needed else None for needed in mask), None

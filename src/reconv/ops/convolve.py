@@ -131,12 +131,14 @@ def _pair(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], kinds: tu
     if len(settings) < 2:
         return None
     (weight, weight_stride), bias, pointwise, pointwise_bias = kinds[:4]
-    (stride, padding, dilation, groups, relu, pool), (*after, second_relu, second_pool) = settings[:2]
+    stride, padding, dilation, groups, relu, pool = settings[0]
+    *again, second_relu, second_pool = settings[1]
     known = problem.forward(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups, dtype,
                             threads, relu)  # fmt: skip
     if known is None or (pool, second_pool) != (1, 1) or separable_native.refuse(known, pointwise):
         return None
-    then = problem.forward(dims, known.y, known.y_stride, *pointwise, pointwise_bias, *after, dtype, threads)
-    if then is None or then.groups != 1 or then.y[2:] != known.y[2:] or any(lo for pair in then.padding for lo in pair):
+    then = problem.forward(dims, known.y, known.y_stride, pointwise[0], pointwise[1], pointwise_bias, again[0],
+                           again[1], again[2], again[3], dtype, threads)  # fmt: skip
+    if then is None or then.groups != 1 or then.y[2:] != known.y[2:] or any(map(any, then.padding)):
         return None
     return separable_native.prepare(known, pointwise, threads, second_relu)

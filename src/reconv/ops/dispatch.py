@@ -113,10 +113,10 @@ def plainness(*tensors: Tensor | None) -> int:
     dtype = first.dtype
     for tensor in tensors:
         if tensor is not None:
-            if tensor.dtype is not dtype or not tensor.is_cpu:
-                return NOT_PLAIN
             # a Parameter is no view that negates, whose memory is not its value
             if (kind := type(tensor)) is not Parameter and (kind is not Tensor or tensor.is_neg()):
+                return NOT_PLAIN
+            if tensor.dtype is not dtype or not tensor.is_cpu:
                 return NOT_PLAIN
             if grad and tensor.requires_grad:
                 wanted = True

@@ -6,6 +6,7 @@ Plain arguments go straight to PyTorch. Only where it refuses is the reason look
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -152,10 +153,11 @@ def _separable_conv(dims: int) -> SeparableConv:
         Source:  Chollet 2017, arXiv:1610.02357
         """
         _check_separable(name, dims, input, depthwise_weight, pointwise_weight)
-        pads = padding if type(padding) is int else _pairs(padding, dims) or padding
-        fused = separable(dims, input, depthwise_weight, pointwise_weight, bias, stride, pads, dilation)
-        if fused is not None:
-            return fused
+        with suppress(*_TRANSLATED):  # what is wrong is told below
+            pads = padding if type(padding) is int else _pairs(padding, dims) or padding
+            fused = separable(dims, input, depthwise_weight, pointwise_weight, bias, stride, pads, dilation)
+            if fused is not None:
+                return fused
         channels = input.shape[-dims - 1]
         inner = conv_nd(dims, input, depthwise_weight, None, stride, padding, dilation, channels, name=name)
         return conv_nd(dims, inner, pointwise_weight, bias, name=name)
@@ -246,13 +248,14 @@ def conv_nd(
 
 
 def _pairs(padding: Any, dims: int) -> tuple[tuple[int, int], ...] | None:
-    """A (lo, hi) pair for each axis where padding has pairs; None where torch itself understands it, or refuses it."""
+    """A (lo, hi) pair for each axis where padding has pairs; None where torch itself understands it."""
     if not isinstance(padding, (tuple, list)) or not any(isinstance(p, (tuple, list)) for p in padding):
         return None
     pairs = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in padding]
     pairs = pairs * dims if len(pairs) == 1 else pairs
-    valid = len(pairs) == dims and all(len(pair) == 2 and min(pair) >= 0 for pair in pairs)
-    return tuple(pairs) if valid else None
+    if len(pairs) != dims or any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+        raise RuntimeError("padding must be a (lo, hi) pair of numbers >= 0 for each axis")
+    return tuple(pairs)
 
 
 # -- why torch refused ----------------------------------------------------------------------------

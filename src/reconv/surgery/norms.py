@@ -25,7 +25,7 @@ def after_normalising(norm: nn.Module) -> nn.Module | None:
     """What the layer does once it has normalised: timm's BatchNormAct2d has dropout and activation; None: nothing."""
     if not _with_activation(norm):
         return None
-    parts = [part for part in (norm.drop, norm.act) if type(part) is not nn.Identity]
+    parts = [part for part in norm.children() if type(part) is not nn.Identity]  # in their order: drop, act
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts) if parts else None
 
 
