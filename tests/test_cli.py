@@ -448,3 +448,30 @@ def test_demo_calls_the_demo(monkeypatch):
     monkeypatch.setattr(run, "main", lambda: called.append(True))
     reconv("demo")
     assert called == [True]
+
+
+# -- kernels --------------------------------------------------------------------------------------
+KERNEL_LINES = {
+    "a convolution": (["ic16oc16k5x5p2g16", "--input", "1x16x20x20"], 0, "depthwise"),
+    "a gradient": (
+        ["ic16oc16k5x5p2g16", "--input", "1x16x20x20", "--pass", "weight", "--dtype", "float64"],
+        0,
+        "planar",
+    ),
+    "what was measured": ([], 0, "kind"),
+    "no input": (["ic16oc16k5x5p2g16"], 2, "go together"),
+    "no convolution": (["relu", "--input", "1x3x4x4"], 2, "SPEC"),
+    "a layout that is none": (["ic3oc3k3", "--input", "1x3x8", "--layout", "NHWC"], 2, "contiguous or channels_last"),
+    "a pass that is none": (["ic3oc3k3", "--input", "1x3x8", "--pass", "both"], 2, "forward, input or weight"),
+}
+
+
+@pytest.mark.parametrize("arguments, status, says", KERNEL_LINES.values(), ids=KERNEL_LINES.keys())
+def test_kernels_are_explained(arguments, status, says):
+    from typer.testing import CliRunner
+
+    from reconv.cli import app
+
+    result = CliRunner().invoke(app, ["kernels", *arguments])
+    assert result.exit_code == status
+    assert says in result.output

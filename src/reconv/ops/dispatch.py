@@ -47,6 +47,8 @@ def refusal(kernel: Kernel, asked: Problem) -> str | None:
     best = fastest(near.ms, asked)
     if best == kernel.name:
         return None
+    if best == "torch" and near.ms["torch"] > near.ms[kernel.name]:
+        return f"it was hardly faster than torch on {near.line}"
     return f"{best} took {near.ms[best] / near.ms[kernel.name]:.2f} of its time on {near.line}"
 
 
