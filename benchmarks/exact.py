@@ -39,16 +39,12 @@ def networks() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
     return found
 
 
-def by_rules(model: nn.Module, x: torch.Tensor, rules: tuple[str, ...], target: str) -> reconv.Result:
-    return reconv.rewrite(model, x, rules=rules, target=target)
-
-
 def report(name: str, make: Callable[[], nn.Module], shape: tuple[int, ...], threads: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     model, x = settled(make(), shape), torch.randn(shape)
-    ours = by_rules(model, x, ("exact",), f"torch:{threads}")
-    folded = by_rules(model, x, ("fold_batch_norm",), f"torch:{threads}")
+    ours = reconv.rewrite(model, x, rules=("exact",), target=f"torch:{threads}")
+    folded = reconv.rewrite(model, x, rules=("fold_batch_norm",), target=f"torch:{threads}")
     peer = as_torch(folded.model)
     nets = {"given": (model, x), "folded": laid(peer, x, folded), "exact": laid(ours.model, x, ours)}
     with torch.inference_mode():

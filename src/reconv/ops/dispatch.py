@@ -29,22 +29,24 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
 
 def choose(asked: Problem) -> Kernel:
     """The first kernel that serves and that nothing measured speaks against; the last, PyTorch, always does."""
-    for kernel in KERNELS[asked.op]:
-        if refusal(kernel, asked) is None:
-            return kernel
-    return TORCH
+    reasons = refusals(asked)
+    return next(kernel for kernel in KERNELS[asked.op] if reasons[kernel.name] is None)
 
 
-def refusal(kernel: Kernel, asked: Problem) -> str | None:
-    """Why the kernel is not taken: it cannot serve, or another one was measured to be faster; or None."""
+def refusals(asked: Problem) -> dict[str, str | None]:
+    """Why each kernel is not taken: it cannot serve, or another one was measured to be faster; or None."""
+    near = results.nearest(asked)
+    best = fastest(near.ms, asked) if near else TORCH.name
+    return {kernel.name: _refusal(kernel, asked, near, best) for kernel in KERNELS[asked.op]}
+
+
+def _refusal(kernel: Kernel, asked: Problem, near: results.Measured | None, best: str) -> str | None:
     if (reason := kernel.refuse(asked)) is not None or kernel in (DIRECT, TORCH):
         return reason
-    near = results.nearest(asked)
     if near is None:
         return f"nothing like it has been measured on {results.results_isa()}"
     if kernel.name not in near.ms:
         return f"it was not measured on {near.line}"
-    best = fastest(near.ms, asked)
     if best == kernel.name:
         return None
     if best == "torch" and near.ms["torch"] > near.ms[kernel.name]:
@@ -83,8 +85,8 @@ class Explanation:
 def explain(asked: Problem) -> Explanation:
     """Why `choose` decides as it does."""
     chosen = choose(asked)
-    reasons = {k.name: None if k is chosen else refusal(k, asked) or f"{chosen.name} comes before it"
-               for k in KERNELS[asked.op]}  # fmt: skip
+    reasons = {name: None if name == chosen.name else reason or f"{chosen.name} comes before it"
+               for name, reason in refusals(asked).items()}  # fmt: skip
     return Explanation(asked, chosen.name, reasons, results.roofline_ms(asked), results.nearest(asked))
 
 

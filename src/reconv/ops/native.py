@@ -18,9 +18,10 @@ from struct import Struct
 
 import torch
 
+from reconv.ops.problem import OPS
+
 FAMILIES = ("depthwise", "planar", "dense")  # the order is csrc/kernels.hpp's, and that of the next two
 TYPES = (torch.float32, torch.float64, torch.bfloat16)
-PASSES = ("forward", "input_gradient", "weight_gradient")  # csrc/conv.hpp
 Operand = tuple[Sequence[int], Sequence[int]]  # shape and strides of x, w or y
 Axes = Sequence[tuple[int, int, int]]  # stride, dilation and zeros before the first value, of each axis
 
@@ -86,7 +87,7 @@ def conv_shape(pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, group
     """ConvShape of csrc/conv.hpp."""
     (inputs, x_strides), (kernel, w_strides), (outputs, y_strides) = x, w, y
     missing = 5 - len(inputs)
-    table = [PASSES.index(pass_), inputs[0], groups, inputs[1] // groups, outputs[1] // groups]
+    table = [OPS.index(pass_), inputs[0], groups, inputs[1] // groups, outputs[1] // groups]
     table += [1, 1, 1, 1, 1, 0] * missing
     for size, out, taps, (stride, dilation, before) in zip(inputs[2:], outputs[2:], kernel[2:], axes, strict=True):
         table += [size, out, taps, stride, dilation, before]

@@ -12,7 +12,7 @@ from reconv.spec import ConvSpec
 
 Shape = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
-OPS = ("forward", "input_gradient", "weight_gradient")
+OPS = ("forward", "input_gradient", "weight_gradient")  # the order is csrc/conv.hpp's
 MOST_ELEMENTS = 2**31  # larger tensors are PyTorch's
 
 

@@ -22,7 +22,7 @@ LIBRARY = torch.library.Library("reconv", "DEF")
 LIBRARY.define(f"convolution(Tensor input, Tensor weight, Tensor? bias, {ARGUMENTS}) -> Tensor")
 LIBRARY.define(f"convolution_backward(Tensor grad, Tensor input, Tensor weight, {ARGUMENTS}, bool[] mask) -> "
                "(Tensor, Tensor, Tensor)")  # fmt: skip
-HAS_RESULTS = bool(results.table(results.results_isa()))
+HAS_RESULTS = results.has_table(results.results_isa())
 
 
 def opaque(dims: int, input: Tensor, weight: Tensor, groups: int, padding: Any = 0) -> bool:

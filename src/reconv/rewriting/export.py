@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +22,7 @@ from torch.utils import _pytree as pytree
 from reconv.errors import ConvError, conv_error
 from reconv.rewriting.weights import replacing
 from reconv.surgery import clone, tensors_of
+from reconv.targets.exported import quiet
 
 # of the largest absolute output; rounding in another order of operations stays far below
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -254,16 +252,3 @@ def _one_line(error: Exception) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """torch's exporters say much about themselves; what goes wrong is raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -37,29 +37,33 @@ class TorchEager:
     Args:    threads: that the network will have where it runs; None: as many as torch has now.
     """
 
+    engine: ClassVar[str] = "torch"
+
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
-        self.name = "torch" if threads is None else f"torch:{threads}"
+        self.name = self.engine if threads is None else f"{self.engine}:{threads}"
 
     def fingerprint(self) -> str:
         threads = self.threads or torch.get_num_threads()
-        return f"torch {torch.__version__} | {native_version()} | {threads} threads | {machine()}"
+        return f"{self.engine} {torch.__version__} | {native_version()} | {threads} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:
-            return interleave([_runner(*job) for job in jobs], seconds, burst=burst)
+            return interleave([self.runner(job) for job in jobs], seconds, burst=burst)
         finally:
             torch.set_num_threads(before)
 
+    def runner(self, job: Job) -> Runner:
+        """A call of the network."""
+        model, inputs = job
 
-def _runner(model: nn.Module, inputs: tuple[Any, ...]) -> Runner:
-    def run() -> object:
-        with torch.inference_mode():
-            return model(*inputs)
+        def run() -> object:
+            with torch.inference_mode():
+                return model(*inputs)
 
-    return run
+        return run
 
 
 def _compiled(threads: int | None) -> Target:

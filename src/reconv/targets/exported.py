@@ -6,18 +6,48 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from reconv.errors import conv_error
 from reconv.surgery.clone import clone
-from reconv.targets.engine import Job
-from reconv.targets.timing import Runner
+from reconv.targets.engine import Job, machine
+from reconv.targets.timing import Runner, Timing, interleave
 
 Make = Callable[[bytes, Sequence[Any], int], Callable[[], Sequence[Any]]]  # of a model, its inputs as arrays, threads
+
+
+class ExportedEngine:
+    """An engine that runs networks as ONNX. A subclass names it and makes its calls.
+
+    Args:    threads: that the engine may use; None: as many as torch has now.
+    """
+
+    engine: ClassVar[str]
+    title: ClassVar[str]
+    extra: ClassVar[str]
+
+    def __init__(self, threads: int | None = None) -> None:
+        check_packages(self.title, self.extra, "onnx", "onnxscript", self.engine)
+        self.threads = threads
+        self.name = self.engine if threads is None else f"{self.engine}:{threads}"
+
+    def fingerprint(self) -> str:
+        version, threads = import_module(self.engine).__version__, self.threads or torch.get_num_threads()
+        return f"{self.engine} {version} | torch {torch.__version__} | {threads} threads | {machine()}"
+
+    def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
+        threads = self.threads or torch.get_num_threads()
+        return interleave([to_runner(job, self.make, threads) for job in jobs], seconds, burst=burst)
+
+    @staticmethod
+    def make(model: bytes, arrays: Sequence[Any], threads: int) -> Callable[[], Sequence[Any]]:
+        """A call of a model on these inputs, which gives its outputs as arrays."""
+        raise NotImplementedError
 
 
 def check_packages(engine: str, extra: str, *packages: str) -> None:
@@ -47,15 +77,15 @@ def to_runner(job: Job, make: Make, threads: int) -> Runner:
 
 def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
     """The network in evaluation mode, with its weights, for inputs of just these shapes."""
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(clone(model).cpu().eval(), inputs, dynamo=True, verbose=False)
         assert program is not None
     return program.model_proto.SerializeToString()
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter says much about itself; what goes wrong is raised."""
+def quiet() -> Iterator[None]:
+    """torch's exporters say much about themselves; what goes wrong is raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -5,33 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
-from reconv.targets.engine import Job, machine
-from reconv.targets.exported import check_packages, to_runner
-from reconv.targets.timing import Timing, interleave
-
-
-class OpenVino:
-    """Networks exported to ONNX and run by OpenVINO, in float32 where they are.
-
-    Args:    threads: that OpenVINO may use; None: as many as torch has now.
-    """
-
-    def __init__(self, threads: int | None = None) -> None:
-        check_packages("OpenVINO", "openvino", "onnx", "onnxscript", "openvino")
-        self.threads = threads
-        self.name = "openvino" if threads is None else f"openvino:{threads}"
-
-    def fingerprint(self) -> str:
-        import openvino
-
-        threads = self.threads or torch.get_num_threads()
-        return f"openvino {openvino.__version__} | torch {torch.__version__} | {threads} threads | {machine()}"
-
-    def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
-        threads = self.threads or torch.get_num_threads()
-        return interleave([to_runner(job, runner, threads) for job in jobs], seconds, burst=burst)
+from reconv.targets.exported import ExportedEngine
 
 
 def runner(model: bytes, arrays: Sequence[Any], threads: int) -> Callable[[], Sequence[Any]]:
@@ -51,3 +25,10 @@ def runner(model: bytes, arrays: Sequence[Any], threads: int) -> Callable[[], Se
         return outputs
 
     return run
+
+
+class OpenVino(ExportedEngine):
+    """Networks exported to ONNX and run by OpenVINO, in float32 where they are."""
+
+    engine, title, extra = "openvino", "OpenVINO", "openvino"
+    make = staticmethod(runner)

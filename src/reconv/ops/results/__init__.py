@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from math import log2, prod
 from typing import Any
 
@@ -20,7 +21,6 @@ from reconv.ops.native import native_isa
 from reconv.ops.problem import Problem
 
 FARTHEST = 8.0  # doublings of sizes that a measured problem may be away
-PASSES = {"forward": "forward", "input": "input_gradient", "weight": "weight_gradient"}
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,6 @@ class Measured:
     line: str
     features: tuple[float, ...]
     ms: dict[str, float]
-
-    @property
-    def best(self) -> str:
-        return min(self.ms, key=lambda name: self.ms[name])
 
 
 def results_isa() -> str:
@@ -97,11 +93,13 @@ def roofline_ms(problem: Problem) -> float | None:
 @cache
 def table(isa: str) -> dict[str, Any]:
     """{"format", "machine", "kinds": {kind: {threads: [{"problem", "features", "ms"}]}}}; empty where there is none."""
-    file = files(__name__) / f"{isa}.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return json.loads(_file(isa).read_text(encoding="utf-8")) if has_table(isa) else {}
 
 
-def forget() -> None:
-    """Reads the tables anew."""
-    table.cache_clear()
-    _rows.cache_clear()
+def has_table(isa: str) -> bool:
+    """Whether there is one, without reading it."""
+    return _file(isa).is_file()
+
+
+def _file(isa: str) -> Traversable:
+    return files(__name__) / f"{isa}.json"
