@@ -7,32 +7,27 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
 from reconv.ops import direct, problem, separable_native
 from reconv.ops.autograd import differentiated
-from reconv.ops.dispatch import NOT_PLAIN, PLAIN, choose, plainness
+from reconv.ops.dispatch import NOT_PLAIN, PLAIN, WANTS_GRADIENTS, choose, ordinary, plainness
 from reconv.ops.kernel import Size, conv_by_torch, transposed_by_torch
 from reconv.ops.problem import dense_strides
 from reconv.ops.registered import arguments, opaque
-from reconv.ops.ways import transposed_ways, ways
+from reconv.ops.ways import Ways, transposed_ways, ways
 
 
 def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
              dilation: Size, groups: int) -> Tensor:  # fmt: skip
     """A convolution; padding may also be a tuple of (lo, hi) pairs, one for each axis."""
-    plain = plainness(input, weight, bias)
-    if plain != NOT_PLAIN:
+    if ordinary(input, weight):
         if type(stride) is list or type(padding) is list or type(dilation) is list:
             stride, padding, dilation = hashable(stride), hashable(padding), hashable(dilation)
-        found = ways(dims, input.shape, input.stride(), weight.shape, weight.stride(),
-                     bias is None or (bias.shape, bias.stride()),
-                     stride, padding, dilation, groups, input.dtype, torch.get_num_threads())  # fmt: skip
-        if plain == PLAIN:
-            return found.run(input, weight, bias)
-        if found.gains:
-            return differentiated(found, input, weight, bias)
-    elif opaque(dims, input, weight, groups, padding):
+        found = ways(dims, input.shape, input.stride(), weight.shape, weight.stride(), bias is not None,
+                     stride, padding, dilation, groups, input.dtype, get_num_threads())  # fmt: skip
+        return found.by_torch(input, weight, bias) if found.are_torch else _by(found, input, weight, bias)
+    if opaque(dims, input, weight, groups, padding):
         return torch.ops.reconv.convolution(input, weight, bias, *arguments(dims, stride, padding, dilation), groups)
     return conv_by_torch(dims, input, weight, bias, stride, padding, dilation, groups)
 
@@ -40,20 +35,26 @@ def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stri
 def convolve_transposed(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
                         output_padding: Size, groups: int, dilation: Size) -> Tensor:  # fmt: skip
     """A transposed convolution; padding may also be a tuple of (lo, hi) pairs, one for each axis."""
-    plain = plainness(input, weight, bias)
-    if plain != NOT_PLAIN:
+    if ordinary(input, weight):
         stride, padding, dilation, output_padding = map(hashable, (stride, padding, dilation, output_padding))
-        found = transposed_ways(dims, input.shape, input.stride(), weight.shape, weight.stride(),
-                                bias is None or (bias.shape, bias.stride()), stride, padding, dilation,
-                                output_padding, groups, input.dtype, torch.get_num_threads())  # fmt: skip
-        if plain == PLAIN:
-            return found.run(input, weight, bias)
-        if found.gains:
-            return differentiated(found, input, weight, bias)
-    elif opaque(dims, input, weight, groups, padding):
+        found = transposed_ways(dims, input.shape, input.stride(), weight.shape, weight.stride(), bias is not None,
+                                stride, padding, dilation, output_padding, groups, input.dtype,
+                                get_num_threads())  # fmt: skip
+        return found.by_torch(input, weight, bias) if found.are_torch else _by(found, input, weight, bias)
+    if opaque(dims, input, weight, groups, padding):
         settings = arguments(dims, stride, padding, dilation, True, output_padding)
         return torch.ops.reconv.convolution(input, weight, bias, *settings, groups)
     return transposed_by_torch(dims, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _by(found: Ways, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By the chosen kernels, where nothing but numbers is asked for."""
+    plain = plainness(input, weight, bias) if bias is None or found.takes(bias) else NOT_PLAIN
+    if plain == PLAIN:
+        return found.run(input, weight, bias)
+    if plain == WANTS_GRADIENTS and found.gains:
+        return differentiated(found, input, weight, bias)
+    return found.by_torch(input, weight, bias)
 
 
 def convolution_backward(
@@ -63,7 +64,7 @@ def convolution_backward(
     """The gradients of a convolution to its input, weight and bias, where the mask wants them."""
     dims = weight.ndim - 2
     stride, padding, dilation, output_padding = map(hashable, (stride, padding, dilation, output_padding))
-    known = (dims, input.shape, input.stride(), weight.shape, weight.stride(), True, stride, padding, dilation)
+    known = (dims, input.shape, input.stride(), weight.shape, weight.stride(), False, stride, padding, dilation)
     rest = (groups, input.dtype, torch.get_num_threads())
     found = transposed_ways(*known, output_padding, *rest) if transposed else ways(*known, *rest)
     return found.gradients(grad, input, weight, mask)

@@ -92,6 +92,19 @@ def explain(asked: Problem) -> Explanation:
 
 # -- where kernels may be chosen at all -----------------------------------------------------------
 NOT_PLAIN, WANTS_GRADIENTS, PLAIN = range(3)
+ORDINARY = frozenset((Tensor, Parameter))
+
+
+def ordinary(input: Tensor, weight: Tensor) -> bool:
+    """Whether there are sizes and strides, and they are numbers: in eager mode, of nothing but tensors."""
+    return (
+        not torch.compiler.is_compiling()  # first: torch.compile looks no further
+        and _tracing() is None
+        and type(input) in ORDINARY
+        and type(weight) in ORDINARY
+        and input.layout is _strided
+        and weight.layout is _strided
+    )
 
 
 def plainness(*tensors: Tensor | None) -> int:
@@ -112,7 +125,7 @@ def plainness(*tensors: Tensor | None) -> int:
     ):
         return NOT_PLAIN
     first, grad, wanted = tensors[0], torch.is_grad_enabled(), False
-    if (type(first) is not Tensor and type(first) is not Parameter) or first.layout is not _strided:
+    if first is None or type(first) not in ORDINARY or first.layout is not _strided:
         return NOT_PLAIN
     dtype = first.dtype
     for tensor in tensors:

@@ -59,7 +59,7 @@ def _pairs(padding: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(padding[::2], padding[1::2], strict=True))
 
 
-def _found(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+def _found(input: Tensor, weight: Tensor, bias: bool, stride: Any, padding: Any, dilation: Any, transposed: bool,
            output_padding: Any, groups: int) -> Any:  # fmt: skip
     known = (weight.ndim - 2, input.shape, input.stride(), weight.shape, weight.stride(), bias, tuple(stride),
              _pairs(padding), tuple(dilation))  # fmt: skip
@@ -68,9 +68,9 @@ def _found(input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, 
 
 
 def _convolution(input: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Tensor:
-    of_bias = bias is None or (bias.shape, bias.stride())
     with torch.no_grad():
-        output = _found(input, weight, of_bias, *settings).run(input, weight, bias)
+        found = _found(input, weight, bias is not None, *settings)
+        output = (found.run if bias is None or found.takes(bias) else found.by_torch)(input, weight, bias)
     return _as(_dense(input, weight, output.new_empty(output.shape, device="meta")), output)
 
 
@@ -103,7 +103,7 @@ def _by_torch(input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, p
 def _backward(grad: Tensor, input: Tensor, weight: Tensor, *settings: Any) -> tuple[Tensor, ...]:
     *settings_, mask = settings
     with torch.no_grad():
-        found = _found(input, weight, True, *settings_).gradients(grad, input, weight, mask)
+        found = _found(input, weight, False, *settings_).gradients(grad, input, weight, mask)
     forms = _fake_backward(*(t.to("meta") for t in (grad, input, weight)), *settings)
     return tuple(grad.new_empty(0) if t is None else _as(form, t) for form, t in zip(forms, found, strict=True))
 

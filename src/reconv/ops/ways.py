@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reconv.ops import problem as problems
-from reconv.ops.dispatch import choose, saving_ms
+from reconv.ops.dispatch import ORDINARY, choose, saving_ms
 from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Run, conv_by_torch, transposed_by_torch
 from reconv.ops.problem import Problem, channels_innermost, has_sides
 
@@ -28,6 +28,19 @@ class Ways:
         else:
             run = self.kernel.prepare(problem)
             self.run = _of_transposed(run) if problem.transposed else _of_plain(run)
+
+    @cached_property
+    def are_torch(self) -> bool:
+        """Whether there is nothing to choose: neither forward nor for training."""
+        return self.kernel is TORCH and not self.gains
+
+    def takes(self, bias: Any) -> bool:
+        """Whether it is a dense bias of as many channels as there are outputs."""
+        known = self.problem
+        if known is None or type(bias) not in ORDINARY or bias.layout is not torch.strided:
+            return False
+        channels = known.x[1] if known.transposed else known.w[0]
+        return bool(bias.shape == (channels,) and bias.stride() == (1,))
 
     @cached_property
     def gains(self) -> bool:
@@ -74,10 +87,11 @@ def _of_transposed(run: Run) -> Callable[[Tensor, Tensor, Tensor | None], Tensor
 
 @lru_cache(maxsize=4096)
 def ways(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], weight: tuple[int, ...],
-         weight_stride: tuple[int, ...], bias: Any, stride: Any, padding: Any, dilation: Any, groups: int,
+         weight_stride: tuple[int, ...], bias: bool, stride: Any, padding: Any, dilation: Any, groups: int,
          dtype: torch.dtype, threads: int) -> Ways:  # fmt: skip
-    """Of torch.nn.functional's convolution on tensors of these shapes and strides. bias: (shape, strides) or True."""
-    known = problems.forward(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation, groups,
+    """Of torch.nn.functional's convolution on tensors of these shapes and strides. bias: whether there is one."""
+    of_bias = (weight[:1], (1,)) if bias else True
+    known = problems.forward(dims, shape, strides, weight, weight_stride, of_bias, stride, padding, dilation, groups,
                              dtype, threads)  # fmt: skip
     if has_sides(padding):
         return Ways(known, lambda x, w, b: conv_by_torch(dims, x, w, b, stride, padding, dilation, groups))
@@ -87,10 +101,11 @@ def ways(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], weight: tu
 
 @lru_cache(maxsize=4096)
 def transposed_ways(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], weight: tuple[int, ...],
-                    weight_stride: tuple[int, ...], bias: Any, stride: Any, padding: Any, dilation: Any,
+                    weight_stride: tuple[int, ...], bias: bool, stride: Any, padding: Any, dilation: Any,
                     output_padding: Any, groups: int, dtype: torch.dtype, threads: int) -> Ways:  # fmt: skip
     """The same of a transposed convolution."""
-    known = problems.transposed(dims, shape, strides, weight, weight_stride, bias, stride, padding, dilation,
+    of_bias = ((weight[1] * groups,), (1,)) if bias and len(weight) > 1 else True
+    known = problems.transposed(dims, shape, strides, weight, weight_stride, of_bias, stride, padding, dilation,
                                 output_padding, groups, dtype, threads)  # fmt: skip
     settings = (stride, padding, output_padding, groups, dilation)
     return Ways(known, lambda x, w, b: transposed_by_torch(dims, x, w, b, *settings))
