@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ WARM_MS = 10.0  # of calls of one engine before the next one's turn, so that it 
 MOST_CALLS = 20  # of these
 NOISE = 0.15  # spread over median, above which a measurement is repeated
 TRIES = 3
+SLOW_MS, FAR = 300.0, 20  # what takes longer, and so many times as long as the fastest, is called once more, not again
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,7 @@ def measure(task: Task, engines: Sequence[Engine], threads: int, seconds: float)
     limits = roofline.measured(threads)
     figures, runners = dict[str, Figure](), dict[str, Runner]()
     with _set(task, threads):
-        given = Operands.of(task)
-        expected = _values(eager(TORCH, task, given.double())())
+        given, expected = _expected(task)
         laid = {layout: given.laid(layout) for layout in dict.fromkeys(engine.layout for engine in engines)}
         for engine in engines:
             try:
@@ -97,6 +98,13 @@ def measure(task: Task, engines: Sequence[Engine], threads: int, seconds: float)
     return Result(task, threads, figures, limits.roofline_ms(task))
 
 
+@lru_cache(maxsize=1)  # for each number of threads in turn
+def _expected(task: Task) -> tuple[Operands, list[Tensor]]:
+    """The tensors of a task, and what it gives in float64."""
+    given = Operands.of(task)
+    return given, _values(eager(TORCH, task, given.double())())
+
+
 @contextmanager
 def _set(task: Task, threads: int) -> Iterator[None]:
     """So many threads, and a mode without gradients where none are computed by autograd."""
@@ -111,13 +119,15 @@ def _set(task: Task, threads: int) -> Iterator[None]:
 
 def _timings(runners: Sequence[Runner], seconds: float) -> list[Timing]:
     """Interleaved; again where it was noisy, of which the quietest is kept."""
-    if not runners:
-        return []
-    bursts = [max(1, min(MOST_CALLS, math.ceil(WARM_MS / _once_ms(run)))) for run in runners]
+    once = [_once_ms(run) for run in runners]
+    far = max(SLOW_MS, FAR * min(once, default=0))
+    close = [number for number, ms in enumerate(once) if ms <= far]
+    bursts = [max(1, min(MOST_CALLS, math.ceil(WARM_MS / once[number]))) for number in close]
     tries: list[list[Timing]] = []
-    while len(tries) < TRIES and (not tries or _noise(tries[-1]) > NOISE):
-        tries.append(interleave(runners, seconds, most=1000, burst=bursts))
-    return min(tries, key=_noise)
+    while close and len(tries) < TRIES and (not tries or _noise(tries[-1]) > NOISE):
+        tries.append(interleave([runners[number] for number in close], seconds, most=1000, burst=bursts))
+    timed = dict(zip(close, min(tries, key=_noise), strict=True)) if tries else {}
+    return [timed.get(number) or Timing.of([ms]) for number, ms in enumerate(once)]
 
 
 def _noise(timings: Sequence[Timing]) -> float:
