@@ -3,6 +3,7 @@
 // The input is packed strip by strip (planar.hpp), and computed in chunks of rows by tiles of outputs × vectors of
 // positions (planar_tiles.hpp). Of a stride, the gradient to the input has as many phases as there are residues: each is
 // a convolution of its own, with a part of the taps, and fills every stride-th position.
+#include "planar_lanes.hpp"
 #include "planar_tiles.hpp"
 
 namespace reconv::RECONV_ISA {
@@ -312,11 +313,12 @@ template <class S> int correlate(const ConvShape &shape, const S *source, const 
 template <class S>
 int planar(const ConvShape &shape, const void *x, const void *w, const void *b, const void *y, Parallel parallel) {
   const auto of = [](const void *tensor) { return static_cast<S *>(const_cast<void *>(tensor)); };
+  const bool lanes = in_lanes<S>(shape);
   if (shape.pass == Pass::weight_gradient)
-    return planar_weights<S>(shape, of(x), of(w), of(y), parallel);
-  if (shape.pass == Pass::forward)
-    return correlate<S>(shape, of(x), of(w), of(b), of(y), parallel);
-  return correlate<S>(shape, of(y), of(w), of(b), of(x), parallel);
+    return (lanes ? planar_lanes_weights<S> : planar_weights<S>)(shape, of(x), of(w), of(y), parallel);
+  const auto run = lanes ? planar_lanes<S> : correlate<S>;
+  return shape.pass == Pass::forward ? run(shape, of(x), of(w), of(b), of(y), parallel)
+                                     : run(shape, of(y), of(w), of(b), of(x), parallel);
 }
 
 template int planar<float>(const ConvShape &, const void *, const void *, const void *, const void *, Parallel);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -130,7 +130,7 @@ def _timings(runners: Sequence[Runner], seconds: float) -> list[Timing]:
     return [timed.get(number) or Timing.of([ms]) for number, ms in enumerate(once)]
 
 
-def _noise(timings: Sequence[Timing]) -> float:
+def _noise(timings: Iterable[Timing]) -> float:
     return max(timing.spread_ms / timing.median_ms for timing in timings)
 
 
