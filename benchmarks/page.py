@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from figures import HEADS, figures, losing, read
+from figures import HEADS, PEER_HEADS, ROOFLINE_HEADS, beside_peers, best_ms, figures, losing, of_roofline, read
 
 from reconv.benching.chart import svg
 from reconv.benching.report import summary_of
@@ -26,8 +26,12 @@ def write(files: Sequence[str]) -> None:
     machines = [json.loads(Path(file).read_text(encoding="utf-8"))["machine"] for file in files]
     page = DOCS / "benchmarks.md"
     text = page.read_text(encoding="utf-8")
-    for name, part in {"machine": machine(machines), "summary": summary(results), "figures": asked(results),
-                       "problems": problems(results)}.items():  # fmt: skip
+    parts = {
+        "machine": machine(machines), "summary": summary(results), "figures": asked(results),
+        "peers": table(PEER_HEADS, beside_peers(results)), "roofline": table(ROOFLINE_HEADS, of_roofline(results)),
+        "problems": problems(results),
+    }  # fmt: skip
+    for name, part in parts.items():
         text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, part=part: m[1] + part + m[2], text,
                               flags=re.DOTALL)  # fmt: skip
         if count != 1:
@@ -89,8 +93,7 @@ def problems(results: Sequence[Mapping[str, Any]]) -> str:
 
 def best(result: Mapping[str, Any], family: str) -> str:
     """Milliseconds of the family's faster memory format."""
-    found = [figure["ms"] for name, figure in result["engines"].items() if name.split()[0] == family and "ms" in figure]
-    return number(min(found, default=None), "{:.3g}")
+    return number(best_ms(result, family), "{:.3g}")
 
 
 def number(value: float | None, form: str) -> str:
