@@ -12,9 +12,10 @@ template <class S> int weight_gradient(const ConvShape &, const S *x, const S *y
 
 namespace {
 
-constexpr int MOST_ROWS = 4;                      // that a tile walks down while what it reads stays in L1
-constexpr std::int64_t TAPS_IN_PLACE = 64;         // kernels of more are worth the copy
-constexpr std::int64_t LARGE_BYTES = 1024 * 1024; // maps of more are not in L2
+constexpr int MOST_ROWS = 4;                           // that a tile walks down while what it reads stays in L1
+constexpr std::int64_t TAPS_IN_PLACE = 64;             // kernels of more are worth the copy
+constexpr std::int64_t SMALL_TAPS = 9, FEW_BLOCKS = 8; // small kernels over many channels read memory best in order
+constexpr std::int64_t LARGE_BYTES = 1024 * 1024;      // maps of more are not in L2
 
 thread_local Scratch lines_memory, weights_memory, map_memory, written_memory, bias_memory;
 
@@ -79,18 +80,40 @@ void tiles(const Problem<T> &p, Window window, const Line<T> *lines, bool padded
   }
 }
 
-// Rows of the planes × rows that are written, some together: what they read of a tile's columns stays in L1.
+// The order in which rows are written: in bands of so many, each plane by plane, so that the planes that a row meets
+// are still in the cache when those of the next plane are written.
+struct Order {
+  Range planes, rows;
+  std::int64_t band;
+  std::int64_t plane, row, top, bottom; // the row that is next, and its band
+
+  void go_to(std::int64_t place) {
+    const std::int64_t bands = place / (planes.size() * band);
+    top = rows.first + bands * band, bottom = smaller(top + band, rows.last);
+    place -= bands * band * planes.size();
+    plane = planes.first + place / (bottom - top), row = top + place % (bottom - top);
+  }
+  void step() {
+    if (++row < bottom)
+      return;
+    if (++plane == planes.last)
+      plane = planes.first, top = bottom, bottom = smaller(top + band, rows.last);
+    row = top;
+  }
+};
+
+// Some of the rows that are written, a few together: what they read of a tile's columns stays in L1.
 template <class T>
-void rows(const Problem<T> &p, Window window, Range range, Range first, std::int64_t high, const Line<T> *lines,
-          bool padded, const Map<const T> &read, const T *weights, const T *bias, const Map<T> &written) {
+void rows(const Problem<T> &p, Window window, Order order, Range places, const Line<T> *lines, bool padded,
+          const Map<const T> &read, const T *weights, const T *bias, const Map<T> &written) {
   Row together[MOST_ROWS];
   const std::int64_t w_plane = window.w_step[1], w_row = window.w_step[2];
   window.rows = together;
-  for (std::int64_t i = range.first; i < range.last; i += window.row_count) {
-    window.row_count = smaller(p.together, range.last - i);
-    for (std::int64_t r = 0; r < window.row_count; ++r) {
-      const std::int64_t z = (i + r) / high, y = (i + r) % high;
-      const Run plane = p.walks[0].at(first.first + z), line = p.walks[1].at(first.last + y);
+  order.go_to(places.first);
+  for (std::int64_t i = places.first; i < places.last; i += window.row_count) {
+    window.row_count = smaller(p.together, places.last - i);
+    for (std::int64_t r = 0; r < window.row_count; ++r, order.step()) {
+      const Run plane = p.walks[0].at(order.plane), line = p.walks[1].at(order.row);
       const Range planes = p.walks[0].inside(plane), taps = p.walks[1].inside(line);
       window.x_step[1] = plane.in_tap * read.step[0], window.x_step[2] = line.in_tap * read.step[1];
       // In all rows that are walked together the taps step alike: only the gradient's sign differs from forward.
@@ -100,7 +123,7 @@ void rows(const Problem<T> &p, Window window, Range range, Range first, std::int
                          (line.in_first + taps.first * line.in_tap) * read.step[1],
                      (plane.tap_first + planes.first * plane.tap_step) * w_plane +
                          (line.tap_first + taps.first * line.tap_step) * w_row,
-                     written.origin + (first.first + z) * written.step[0] + (first.last + y) * written.step[1]};
+                     written.origin + order.plane * written.step[0] + order.row * written.step[1]};
     }
     tiles(p, window, lines, padded, read.data, weights, bias, written.data, written.step[2]);
   }
@@ -134,12 +157,22 @@ T *block_weights(const ConvShape &s, const Problem<T> &p, const S *w, std::int64
   return to;
 }
 
+// Rows of a band: all planes that they meet fit a cache.
+template <class T> std::int64_t band_of(const Problem<T> &p) {
+  const std::int64_t plane = p.walks[0].reads({0, 1}).size() * p.walks[2].read * p.channels * sizeof(T);
+  std::int64_t band = p.walks[1].written;
+  while (p.walks[0].written > 1 && band > MOST_ROWS && plane * p.walks[1].reads({0, band}).size() > Strips::L2_BYTES)
+    band = divided_up(band, 2);
+  return band;
+}
+
 // All channels of some rows, without a copy of the maps.
 template <class T>
 int in_place(const ConvShape &s, const Problem<T> &p, const Sides<T> &sides, Parallel parallel) {
   constexpr int L = lanes<T>;
   const std::int64_t blocks = divided_up(p.channels, L), last = p.channels - L;
-  const std::int64_t high = p.walks[1].written, all = p.walks[0].written * high;
+  const std::int64_t all = p.walks[0].written * p.walks[1].written;
+  const Order order{{0, p.walks[0].written}, {0, p.walks[1].written}, band_of(p), 0, 0, 0, 0};
   const std::int64_t read_size = p.walks[0].read * p.walks[1].read * p.walks[2].read;
   const std::int64_t bytes = s.batch * p.channels * (read_size + all * p.walks[2].written) * sizeof(T);
   T *weights = weights_memory.of<T>(blocks * p.taps * L), *bias = bias_memory.of<T>(p.channels);
@@ -160,7 +193,7 @@ int in_place(const ConvShape &s, const Problem<T> &p, const Sides<T> &sides, Par
       const Map<T> written{sides.written + n * sides.to.batch, 0, {y_step[0], y_step[1], y_step[2]}};
       Window window = window_of(p, read, 0);
       window.blocks = blocks, window.last_block = last, window.ahead = bytes > LARGE_BYTES;
-      rows(p, window, {begin - n * all, stop - n * all}, {0, 0}, high, lines, false, read, weights, bias, written);
+      rows(p, window, order, {begin - n * all, stop - n * all}, lines, false, read, weights, bias, written);
       begin = stop;
     }
   };
@@ -176,7 +209,11 @@ int packed(const ConvShape &s, const Problem<T> &p, const Sides<S> &sides, Paral
   constexpr int L = lanes<T>;
   const bool gradient = s.pass == Pass::input_gradient;
   const std::int64_t blocks = divided_up(p.channels, L);
-  const Strips strips(p.walks, sizeof(T) * L, p.maps, divided_up(s.threads, blocks * s.batch));
+  // Where sums have several rows, their order depends on where in a tile they are: a row is then cut nowhere else for
+  // more threads.
+  const bool one_row = p.walks[0].written * p.walks[1].written == 1, short_sums = p.maps * p.taps == p.walks[2].kernel;
+  const std::int64_t parts = one_row && !short_sums ? 1 : divided_up(s.threads, blocks * s.batch);
+  const Strips strips(p.walks, sizeof(T) * L, p.maps, parts, true);
   int failed = 0;
   const auto some = [&](std::int64_t begin, std::int64_t end) {
     T *weights = weights_memory.of<T>(p.maps * p.taps * L), bias[L];
@@ -218,8 +255,8 @@ int packed(const ConvShape &s, const Problem<T> &p, const Sides<S> &sides, Paral
         for (int axis = 0; axis < 3; ++axis)
           written.origin -= out[axis].first * written.step[axis];
       }
-      rows(p, window_of(p, read, map_step), {0, out[0].size() * out[1].size()},
-           {out[0].first, out[1].first}, out[1].size(), lines, true, read, weights, bias, written);
+      rows(p, window_of(p, read, map_step), {out[0], out[1], out[1].size(), 0, 0, 0, 0},
+           {0, out[0].size() * out[1].size()}, lines, true, read, weights, bias, written);
       if (!direct)
         unpack_map(result, sides.to.axis, out, target, to);
     }
@@ -257,13 +294,16 @@ int depthwise(const ConvShape &s, const void *x, const void *w, const void *b, c
   p.maps = gradient ? s.out_channels : 1;
   if (size == 0 || p.channels == 0)
     return 0;
-  p.together = p.taps > 9 ? MOST_ROWS : 1; // small kernels are bound by memory, which is best read in order
+  p.together = MOST_ROWS;
   const Run run = p.walks[2].run(0, {0, p.walks[2].written});
   const bool shared = run.in_step <= 2 * run.in_tap && run.in_step % run.in_tap == 0; // what neighbours read
   if constexpr (std::is_same_v<S, T>)
     if (sides.from.channel == 1 && sides.to.channel == 1 && s.out_channels == 1 && p.channels >= lanes<T> && shared &&
-        p.taps <= TAPS_IN_PLACE)
+        p.taps <= TAPS_IN_PLACE) {
+      if (p.taps <= SMALL_TAPS && p.channels > FEW_BLOCKS * lanes<T>)
+        p.together = 1;
       return in_place(s, p, sides, parallel);
+    }
   return packed(s, p, sides, parallel);
 }
 

@@ -89,19 +89,31 @@ struct Walk {
   }
 };
 
-// Parts of the first axis that is written more than once: what they read and write fits a cache.
+// Parts of an axis: what they read and write fits a cache.
 struct Strips {
   static constexpr std::int64_t L1_BYTES = 24 * 1024, L2_BYTES = 640 * 1024;
   int axis;
   std::int64_t length, count;
 
-  // A position takes so many bytes; `maps` are read for each that is written. At least `least` parts.
-  Strips(const Walk (&walks)[3], std::int64_t position, std::int64_t maps, std::int64_t least) {
-    axis = walks[0].written > 1 ? 0 : walks[1].written > 1 ? 1 : 2;
+  // A position takes so many bytes; `maps` are read for each that is written. At least `least` parts. The axis is the
+  // first that is written more than once, or, if `rows` may be cut, that of the rows, if less is then read twice.
+  Strips(const Walk (&walks)[3], std::int64_t position, std::int64_t maps, std::int64_t least, bool rows = false) {
+    cut(walks, walks[0].written > 1 ? 0 : walks[1].written > 1 ? 1 : 2, position, maps, least);
+    if (axis == 0 && rows && walks[1].written > 1 && count > 1) {
+      const Strips planes = *this;
+      cut(walks, 1, position, maps, least);
+      if (twice(walks[1]) * walks[0].read >= planes.twice(walks[0]) * walks[1].read)
+        *this = planes;
+    }
+  }
+
+  void cut(const Walk (&walks)[3], int along, std::int64_t position, std::int64_t maps, std::int64_t least) {
+    axis = along;
     const Walk &walk = walks[axis];
     std::int64_t in = position * maps, out = position; // bytes of one index
-    for (int inner = axis + 1; inner < 3; ++inner)
-      in *= walks[inner].reads({0, walks[inner].written}).size(), out *= walks[inner].written;
+    for (int other = axis == 1 ? 0 : axis + 1; other < 3; ++other)
+      if (other != axis)
+        in *= walks[other].reads({0, walks[other].written}).size(), out *= walks[other].written;
     const auto fitting = [&](std::int64_t bytes) {
       std::int64_t length = walk.written;
       while (length > 1 && walk.reads({0, length}).size() * in + length * out > bytes)
@@ -113,6 +125,11 @@ struct Strips {
       length = fitting(L2_BYTES);
     length = larger(1, smaller(length, walk.written / least));
     count = divided_up(walk.written, length);
+  }
+
+  // Indices of the axis that more than one part reads.
+  std::int64_t twice(const Walk &walk) const {
+    return (count - 1) * larger(0, 2 * walk.reads({0, length}).size() - walk.reads({0, 2 * length}).size());
   }
 
   // What a part writes, and what of the map it reads; columns beyond the map among it.

@@ -88,28 +88,26 @@ void tile(const Window &window, const T *x, const T *weights, const T *bias, T *
     for (const Row *row = window.rows; row < window.rows + window.row_count; ++row) {
       const Vector<T> start = load(bias + first);
       unrolled<P>([&](auto p) { acc[p] = start; });
-      for (std::int64_t map = 0; map < window.maps; ++map)
-        for (std::int64_t plane = 0; plane < row->planes; ++plane) {
-          const T *x_row = x + first + row->x + map * window.x_step[0] + plane * window.x_step[1];
-          const T *w_row = weights + row->w + map * window.w_step[0] + plane * window.w_step[1];
-          for (std::int64_t i = 0; i < row->rows; ++i, x_row += window.x_step[2], w_row += window.w_step[2]) {
-            const T *from = x_row, *w = w_row;
-            std::int64_t tap = 0;
-            const auto all = [&](auto count) __attribute__((always_inline)) {
-              for (; tap + count <= window.taps; tap += count) {
+      // A few taps of all rows of the kernel at a time: from row to row there is little else to do.
+      std::int64_t tap = 0;
+      const auto all = [&](auto count) __attribute__((always_inline)) {
+        for (; tap + count <= window.taps; tap += count)
+          for (std::int64_t map = 0; map < window.maps; ++map)
+            for (std::int64_t plane = 0; plane < row->planes; ++plane) {
+              const T *from = x + first + row->x + map * window.x_step[0] + plane * window.x_step[1];
+              const T *w = weights + row->w + map * window.w_step[0] + plane * window.w_step[1];
+              from += tap * window.x_tap, w += tap * window.w_tap;
+              for (std::int64_t i = 0; i < row->rows; ++i, from += window.x_step[2], w += window.w_step[2])
                 some(count, from, w, tap - window.before);
-                from = after(from, count * x_one), w = after(w, count * w_one);
-              }
-            };
-            if constexpr (S == 1 && P % 7 == 0 && RECONV_REGISTERS == 32 && sizeof(T) == 4) { // the most frequent tiles
-              all(std::integral_constant<int, 7>{});
-              all(std::integral_constant<int, 5>{});
             }
-            if constexpr (S > 0)
-              all(std::integral_constant<int, 3>{});
-            all(std::integral_constant<int, 1>{});
-          }
-        }
+      };
+      if constexpr (S == 1 && P % 7 == 0 && RECONV_REGISTERS == 32 && sizeof(T) == 4) { // the most frequent tiles
+        all(std::integral_constant<int, 7>{});
+        all(std::integral_constant<int, 5>{});
+      }
+      if constexpr (S > 0)
+        all(std::integral_constant<int, 3>{});
+      all(std::integral_constant<int, 1>{});
       if (window.relu)
         unrolled<P>([&](auto p) { acc[p] = acc[p] < 0 ? Vector<T>{} : acc[p]; });
       T *to = y + first + row->y;
@@ -121,7 +119,7 @@ void tile(const Window &window, const T *x, const T *weights, const T *bias, T *
 template <class T> using Tile = void (*)(const Window &, const T *, const T *, const T *, T *);
 
 constexpr int TILE_SIZES[] = {1, 2, 4, 7, 10, 14};
-constexpr int SIZES = RECONV_REGISTERS == 32 ? 6 : 5; // that the registers hold
+constexpr int SIZES = RECONV_REGISTERS == 32 ? 6 : 4; // that the registers hold
 
 template <class T> struct Tiles {
   Tile<T> of[SIZES][3][2]; // size, S, Edge

@@ -1,93 +1,18 @@
-// The weight gradient of a depthwise convolution: lanes are channels, and a few taps of a kernel row stay in registers
-// while the rows of a strip stream by.
+// The weight gradient of a depthwise convolution: lanes are channels, and a few taps of some kernel rows stay in
+// registers while the rows of a strip stream by. Short kernels of one dimension have a way of their own.
 #include "depthwise_pack.hpp"
+#include "depthwise_weight_line.hpp"
+#include "depthwise_weight_stream.hpp"
 
 namespace reconv::RECONV_ISA::channelwise {
 namespace {
 
-constexpr int MOST_TAPS = RECONV_REGISTERS == 32 ? 5 : 3, MOST_ROWS = 3; // of a kernel, in registers together
-constexpr int AT_ONCE = 4;                                // positions whose y is in registers
-constexpr std::int64_t ROWS_BYTES = 20 * 1024;            // of x and y that pass by each kernel row while in L1
-constexpr std::int64_t SUMS_BYTES = 128 * 1024;           // of blocks of channels that share a pass over the maps
-
-// Of so many taps, how often each has an accumulator: additions must not wait for each other.
-constexpr int copies(int taps) {
-  if (RECONV_REGISTERS == 16)
-    return taps == 1 ? 4 : taps <= 3 ? 3 : taps == 4 ? 2 : 1;
-  return taps <= 2 ? 4 : taps <= 4 ? 3 : taps <= 7 ? 2 : 1;
-}
+constexpr int TOGETHER = 2;                     // blocks that are packed at once
+constexpr std::int64_t ROWS_BYTES = 20 * 1024;  // of x and y that pass by each kernel row while in L1
+constexpr std::int64_t SUMS_BYTES = 128 * 1024; // of blocks of channels that share a pass over the maps
+constexpr std::int64_t FAR_BYTES = 1024;        // the processor does not foresee steps of more
 
 thread_local Scratch x_memory, y_memory, sums_memory, runs_memory;
-
-// Rows of positions, and what they meet at the first of some taps. Steps are in elements.
-struct Stream {
-  std::int64_t rows, positions;
-  std::int64_t x_row, x_position, x_tap, x_kernel_row, y_row, y_position, sums_row;
-};
-
-// sums[kernel row][tap] += Σ y[position] · x[S·position + tap]; S = 0: steps of any size.
-template <class T, int R, int K, int S> void stream(const Stream &s, const T *x, const T *y, T *sums) {
-  constexpr int L = lanes<T>, C = copies(R * K);
-  Vector<T> acc[C][R][K] = {};
-  unrolled<R>([&](auto r) { unrolled<K>([&](auto t) { acc[0][r][t] = load(sums + r * s.sums_row + t * L); }); });
-
-  std::int64_t x_one = s.x_tap, x_three = 3 * x_one, y_one = s.y_position, y_three = 3 * y_one;
-  in_register(x_one), in_register(x_three), in_register(y_one), in_register(y_three);
-  const auto some = [&](auto count, const T *x, const T *y) __attribute__((always_inline)) {
-    constexpr int P = count;
-    Vector<T> value[P];
-    unrolled<P>([&](auto p) { value[p] = load(y + (p == 3 ? y_three : p * y_one)); });
-    const T *from[R];
-    unrolled<R>([&](auto r) { from[r] = x + r * s.x_kernel_row; });
-    if constexpr (S > 0)
-      unrolled<S *(P - 1) + K>([&](auto j) __attribute__((always_inline)) {
-        unrolled<R>([&](auto r) __attribute__((always_inline)) {
-          Vector<T> met = load(from[r] + (j % 4 == 3 ? x_three : j % 4 * x_one));
-          in_register(met);
-          unrolled<K>([&](auto t) __attribute__((always_inline)) {
-            if constexpr (meets<P, S>(j - t))
-              acc[(j - t) / S % C][r][t] += met * value[(j - t) / S];
-          });
-          if constexpr (j % 4 == 3) {
-            from[r] += 4 * x_one;
-            in_register(from[r]);
-          }
-        });
-      });
-    else
-      unrolled<P>([&](auto p) __attribute__((always_inline)) {
-        unrolled<K>([&](auto t) __attribute__((always_inline)) {
-          acc[p % C][0][t] += value[p] * load(x + (t == 3 ? x_three : t % 4 * x_one) + t / 4 * 4 * x_one);
-        });
-        x += s.x_position;
-      });
-  };
-
-  for (std::int64_t row = 0; row < s.rows; ++row, x += s.x_row, y += s.y_row) {
-    const T *from = x, *by = y;
-    std::int64_t left = s.positions;
-    for (; left >= AT_ONCE; left -= AT_ONCE, from += AT_ONCE * s.x_position, by += AT_ONCE * y_one)
-      some(std::integral_constant<int, AT_ONCE>{}, from, by);
-    for (; left > 0; --left, from += s.x_position, by += y_one)
-      some(std::integral_constant<int, 1>{}, from, by);
-  }
-  unrolled<R>([&](auto r) {
-    unrolled<K>([&](auto t) {
-      unrolled<C - 1>([&](auto c) { acc[0][r][t] += acc[c + 1][r][t]; });
-      store(sums + r * s.sums_row + t * L, acc[0][r][t]);
-    });
-  });
-}
-
-template <class T> using Streamed = void (*)(const Stream &, const T *, const T *, T *);
-template <class T> struct Streams {
-  Streamed<T> of[MOST_TAPS][MOST_ROWS][3]; // taps − 1, kernel rows − 1, S
-};
-template <class T, int... I> constexpr Streams<T> streams_of(std::integer_sequence<int, I...>) {
-  return {{{{&stream<T, 1, I + 1, 0>, &stream<T, 1, I + 1, 1>, &stream<T, 1, I + 1, 2>},
-            {nullptr, &stream<T, 2, I + 1, 1>, &stream<T, 2, I + 1, 2>},
-            {nullptr, &stream<T, 3, I + 1, 1>, &stream<T, 3, I + 1, 2>}}...}};
-}
 
 // Whether few of the rows that meet a kernel row are beyond the map.
 inline bool few_beyond(const Walk &down) {
@@ -95,17 +20,17 @@ inline bool few_beyond(const Walk &down) {
   for (std::int64_t ky = 0; ky < down.kernel; ++ky) {
     const std::int64_t offset = down.dilation * ky - down.before;
     const std::int64_t first = offset < 0 ? rounded_up(-offset, down.stride) : 0;
-    const std::int64_t last = smaller(down.written, offset < down.read ? rounded_up(down.read - offset, down.stride) : 0);
-    inside += larger(0, last - first);
+    const std::int64_t end = offset < down.read ? rounded_up(down.read - offset, down.stride) : 0;
+    inside += larger(0, smaller(down.written, end) - first);
   }
   return 4 * inside >= 3 * down.kernel * down.written;
 }
 
-// One block of channels of one strip: x, with zeros around its rows, and y, both packed.
+// One block of channels of one strip: x is packed, with zeros around its rows, and y mostly, too.
 template <class T> struct Strip {
   Range in[3], out[3];
   const Run *runs; // of columns
-  const T *x, *y;
+  const T *x = nullptr, *y = nullptr;
   std::int64_t x_step[3], y_step[3];
 };
 
@@ -113,7 +38,7 @@ template <class T> struct Strip {
 template <class T>
 void add_rows(const Walk (&walks)[3], const Strip<T> &strip, std::int64_t z, Range rows, std::int64_t plane,
               Range kernel_rows, T *sums) {
-  static constexpr auto streams = streams_of<T>(std::make_integer_sequence<int, MOST_TAPS>{});
+  static constexpr Streams<T> streams = all_streams<T>();
   constexpr int L = lanes<T>;
   const Walk &down = walks[1], &across = walks[2];
   const T *from = strip.x + (plane - strip.in[0].first) * strip.x_step[0] +
@@ -124,17 +49,21 @@ void add_rows(const Walk (&walks)[3], const Strip<T> &strip, std::int64_t z, Ran
   for (const Run *run = strip.runs; run < strip.runs + across.runs(); ++run) {
     const int apart = run->in_step == run->in_tap ? 1 : run->in_step == 2 * run->in_tap ? 2 : 0;
     const Stream stream{rows.size(), run->positions, down.stride * strip.x_step[1], run->in_step * L,
-                        run->in_tap * L, down.dilation * strip.x_step[1], strip.y_step[1], run->out_step * L,
-                        run->taps * L};
-    const std::int64_t together = apart ? kernel_rows.size() : 1;
-    for (std::int64_t row = 0; row < kernel_rows.size(); row += together) {
-      const T *x = from + row * stream.x_kernel_row + (run->in_first - strip.in[2].first) * L;
-      const T *y = by + (run->out_first - strip.out[2].first) * L;
+                        run->in_tap * L, down.dilation * strip.x_step[1], strip.y_step[1],
+                        run->out_step * strip.y_step[2], run->taps * L};
+    const T *x = from + (run->in_first - strip.in[2].first) * L;
+    const T *y = by + (run->out_first - strip.out[2].first) * strip.y_step[2];
+    if (apart && kernel_rows.size() == BAND) { // of so few taps
+      streams.band[apart][run->taps - 1](stream, x, y, sums);
+      continue;
+    }
+    for (std::int64_t row = 0; row < kernel_rows.size(); ++row) {
+      const T *met = x + row * stream.x_kernel_row;
       T *sum = sums + row * stream.sums_row;
-      for (std::int64_t left = run->taps; left > 0;) {
-        const std::int64_t some = left <= MOST_TAPS ? left : divided_up(left, divided_up(left, MOST_TAPS));
-        streams.of[some - 1][together - 1][apart](stream, x, y, sum);
-        left -= some, x += some * stream.x_tap, sum += some * L;
+      for (std::int64_t left = run->taps, most = most_taps(apart); left > 0;) {
+        const std::int64_t some = left <= most ? left : divided_up(left, divided_up(left, most));
+        streams.of[apart][some - 1](stream, met, y, sum);
+        left -= some, met += some * stream.x_tap, sum += some * L;
       }
     }
   }
@@ -142,9 +71,11 @@ void add_rows(const Walk (&walks)[3], const Strip<T> &strip, std::int64_t z, Ran
 
 // The kernel's rows, in bands that are in registers together; those of all planes are counted on.
 struct Bands {
-  std::int64_t rows, each; // of a plane: rows, bands
-  Bands(const Walk &down) : rows(down.kernel), each(divided_up(down.kernel, MOST_ROWS)) {}
-  std::int64_t row(std::int64_t band) const { return band / each * rows + band % each * rows / each; } // of all planes
+  std::int64_t rows, size, each; // rows of a plane and of a band, and bands of a plane
+  Bands(const Walk &down, const Walk &across)
+      : rows(down.kernel), size(across.kernel == 1 || across.kernel == 3 ? BAND : 1), each(divided_up(rows, size)) {}
+  Range kernel_rows(std::int64_t band) const { return {band * size, smaller((band + 1) * size, rows)}; } // of a plane
+  std::int64_t row(std::int64_t band) const { return band / each * rows + band % each * size; } // of all planes
 };
 
 // Adds one plane of what is written to the sums of some bands.
@@ -164,26 +95,71 @@ void add_plane(const Walk (&walks)[3], const Strip<T> &strip, std::int64_t z, co
       return Range{larger(rows.first, from > 0 ? rounded_up(from, stride) : 0),
                    smaller(rows.last, last > 0 ? rounded_up(last, stride) : 0)};
     };
+    T *sum = sums;
     for (std::int64_t band = some.first; band < some.last; ++band) {
-      const std::int64_t kz = band / bands.each, plane = planes.stride * z + planes.dilation * kz - planes.before;
-      if (plane < 0 || plane >= planes.read)
-        continue;
-      const Range kernel{bands.row(band) - kz * bands.rows, bands.row(band + 1) - kz * bands.rows};
-      T *sum = sums + (bands.row(band) - bands.row(some.first)) * across.kernel * L;
-      Range all{inside(kernel.first).first, inside(kernel.last - 1).last}; // that meet the whole band
-      if (all.size() > 0)
-        add_rows(walks, strip, z, all, plane, kernel, sum);
-      else
-        all = {rows.last, rows.last};
-      for (std::int64_t ky = kernel.first; ky < kernel.last; ++ky, sum += across.kernel * L) {
-        const Range own = inside(ky), above{own.first, smaller(own.last, all.first)};
-        const Range below{larger(own.first, all.last), own.last};
-        if (above.size() > 0)
-          add_rows(walks, strip, z, above, plane, {ky, ky + 1}, sum);
-        if (below.size() > 0)
-          add_rows(walks, strip, z, below, plane, {ky, ky + 1}, sum);
+      const std::int64_t kz = planes.kernel == 1 ? 0 : band / bands.each; // divisions take long
+      const Range kernel = bands.kernel_rows(band - kz * bands.each);
+      const std::int64_t plane = planes.stride * z + planes.dilation * kz - planes.before;
+      if (plane >= 0 && plane < planes.read) {
+        const Range first = inside(kernel.first), last = kernel.size() > 1 ? inside(kernel.last - 1) : first;
+        Range all{first.first, last.last}; // that meet the whole band
+        if (all.size() > 0)
+          add_rows(walks, strip, z, all, plane, kernel, sum);
+        else
+          all = {rows.last, rows.last};
+        for (std::int64_t ky = kernel.first; kernel.size() > 1 && ky < kernel.last; ++ky) {
+          const Range own = inside(ky), above{own.first, smaller(own.last, all.first)};
+          const Range below{larger(own.first, all.last), own.last};
+          T *own_sum = sum + (ky - kernel.first) * across.kernel * L;
+          if (above.size() > 0)
+            add_rows(walks, strip, z, above, plane, {ky, ky + 1}, own_sum);
+          if (below.size() > 0)
+            add_rows(walks, strip, z, below, plane, {ky, ky + 1}, own_sum);
+        }
       }
+      sum += kernel.size() * across.kernel * L;
     }
+  }
+}
+
+// Some blocks of neighbouring channels, with zeros around the map: read at once, they are neighbours in memory.
+template <class S, class T>
+void pack_together(const S *from, const std::int64_t (&step)[3], std::int64_t high, std::int64_t width,
+                   const Range (&ranges)[3], std::int64_t size, T *to) {
+  constexpr int L = lanes<T>;
+  const Range &columns = ranges[2];
+  const Range held{larger(columns.first, 0), smaller(columns.last, width)};
+  for (std::int64_t z = ranges[0].first; z < ranges[0].last; ++z)
+    for (std::int64_t y = ranges[1].first; y < ranges[1].last; ++y, to += columns.size() * L) {
+      if (y < 0 || y >= high || held.size() <= 0) {
+        unrolled<TOGETHER>([&](auto b) { zero_vectors(to + b * size, columns.size() * L); });
+        continue;
+      }
+      const std::int64_t left = (held.first - columns.first) * L, right = (held.last - columns.first) * L;
+      const S *at = from + z * step[0] + y * step[1] + held.first * step[2];
+      unrolled<TOGETHER>([&](auto b) {
+        zero_vectors(to + b * size, left);
+        zero_vectors(to + b * size + right, columns.size() * L - right);
+      });
+      for (T *line = to + left; line < to + right; line += L, at += step[2])
+        unrolled<TOGETHER>([&](auto b) { store(line + b * size, load(at + b * L)); });
+    }
+}
+
+// One block, with zeros around it.
+template <class S, class T>
+void pack_around(const S *from, const std::int64_t (&step)[3], std::int64_t high, std::int64_t width,
+                 const Range (&ranges)[3], const Block<S> &block, T *to) {
+  const std::int64_t row = ranges[2].size() * lanes<T>;
+  const Range rows{larger(ranges[1].first, 0), smaller(ranges[1].last, high)};
+  if (rows.size() <= 0) {
+    zeros(to, ranges[0].size() * ranges[1].size() * row);
+    return;
+  }
+  for (std::int64_t z = ranges[0].first; z < ranges[0].last; ++z) {
+    to = zeros(to, (rows.first - ranges[1].first) * row);
+    pack_map(from, step, width, {{z, z + 1}, rows, ranges[2]}, block, to);
+    to = zeros(to + rows.size() * row, (ranges[1].last - rows.last) * row);
   }
 }
 
@@ -199,25 +175,50 @@ template <class S> struct Gradient {
   Bands bands;
   std::int64_t channels, parts, high; // of the bands, and how many a part has
   bool around;                        // rows of zeros are packed, too
+  bool once;                          // y, whose channels are neighbours, is read once
 
   Range bands_of(std::int64_t job) const {
     const std::int64_t first = job % parts * high, all = walks[0].kernel * bands.each;
     return {smaller(first, all), smaller(first + high, all)};
   }
 
-  // x of a block, with zeros around it.
-  void pack_x(const S *from, const Strip<T> &strip, const Block<S> &block, T *to) const {
-    const Range rows{larger(strip.in[1].first, 0), smaller(strip.in[1].last, walks[1].read)};
-    if (rows.size() <= 0) {
-      zeros(to, strip.in[0].size() * strip.x_step[0]);
-      return;
+  // A map, of which some ranges are packed; blocks up to `end` are.
+  struct Packed {
+    const S *map;
+    const Strides &steps;
+    std::int64_t repeat, high, wide; // neighbouring lanes that share a channel; sizes of the map
+    const Range (&ranges)[3];
+    T *memory;
+    std::int64_t size, end; // of a block
+  };
+
+  // Where a block is packed. Unless `more`, no other one follows.
+  const T *pack(Packed &p, std::int64_t block, bool more) const {
+    const std::int64_t first = block * L;
+    if (block < p.end) // together with the one before it
+      return p.memory + (block + TOGETHER - p.end) * p.size;
+    if (more && p.steps.channel == 1 && p.repeat == 1 && first + TOGETHER * L <= channels) {
+      p.end = block + TOGETHER;
+      pack_together(p.map + first, p.steps.axis, p.high, p.wide, p.ranges, p.size, p.memory);
+    } else {
+      Block<S> source(first, channels, p.steps.channel, p.repeat);
+      source.ahead = more;
+      p.end = block + 1;
+      pack_around(p.map, p.steps.axis, p.high, p.wide, p.ranges, source, p.memory);
     }
-    for (std::int64_t z = strip.in[0].first; z < strip.in[0].last; ++z, to += strip.x_step[0]) {
-      const std::int64_t first = rows.first - strip.in[1].first;
-      zeros(to, first * strip.x_step[1]);
-      pack_map(from, s.x.axis, walks[2].read, {{z, z + 1}, rows, strip.in[2]}, block, to + first * strip.x_step[1]);
-      zeros(to + (first + rows.size()) * strip.x_step[1], (strip.in[1].last - rows.last) * strip.x_step[1]);
-    }
+    return p.memory;
+  }
+
+  // y of a block where it is.
+  const S *in_place(const S *from, const Range (&out)[3]) const {
+    for (int axis = 0; axis < 3; ++axis)
+      from += out[axis].first * s.y.axis[axis];
+    if (s.y.axis[2] * static_cast<std::int64_t>(sizeof(S)) > FAR_BYTES)
+      for (std::int64_t z = 0; z < out[0].size(); ++z)
+        for (std::int64_t row = 0; row < out[1].size(); ++row)
+          for (std::int64_t i = 0; i < out[2].size(); ++i)
+            __builtin_prefetch(from + z * s.y.axis[0] + row * s.y.axis[1] + i * s.y.axis[2]);
+    return from;
   }
 
   // One part of the maps; false where memory ran out.
@@ -226,26 +227,35 @@ template <class S> struct Gradient {
     strips.ranges(walks, part, strip.in, strip.out);
     if (around)
       strip.in[1] = walks[1].reads(strip.out[1]);
-    strip.x_step[2] = strip.y_step[2] = L;
-    for (int axis = 2; axis > 0; --axis) {
-      strip.x_step[axis - 1] = strip.x_step[axis] * strip.in[axis].size();
-      strip.y_step[axis - 1] = strip.y_step[axis] * strip.out[axis].size();
+    std::int64_t x_size = L, y_size = L;
+    for (int axis = 2; axis >= 0; --axis) {
+      strip.x_step[axis] = x_size, strip.y_step[axis] = y_size;
+      x_size *= strip.in[axis].size(), y_size *= strip.out[axis].size();
     }
-    T *x_packed = x_memory.of<T>(larger(1, strip.in[0].size() * strip.x_step[0]));
-    T *y_packed = y_memory.of<T>(strip.out[0].size() * strip.y_step[0]);
+    T *x_packed = x_memory.of<T>(larger(1, TOGETHER * x_size)), *y_packed = y_memory.of<T>(TOGETHER * y_size);
     Run *runs = runs_memory.of<Run>(walks[2].runs());
     if (!x_packed || !y_packed || !runs)
       return false;
     for (std::int64_t i = 0; i < walks[2].runs(); ++i)
       runs[i] = walks[2].run(i, strip.out[2]);
-    strip.x = x_packed, strip.y = y_packed, strip.runs = runs;
+    strip.runs = runs;
+    Packed from{x + n * s.x.batch, s.x, s.out_channels, walks[1].read, walks[2].read, strip.in, x_packed, x_size, 0};
+    Packed by{y + n * s.y.batch, s.y, 1, walks[1].written, walks[2].written, strip.out, y_packed, y_size, 0};
+    const Strip<T> packed = strip;
     for (std::int64_t job = begin; job < end; ++job, sums += size()) {
-      const std::int64_t first = job / parts * L;
+      const std::int64_t block = job / parts;
       if (job == begin || job % parts == 0) {
-        Block<S> source(first, channels, s.x.channel, s.out_channels), target(first, channels, s.y.channel, 1);
-        source.ahead = target.ahead = job + parts < end;
-        pack_x(x + n * s.x.batch, strip, source, x_packed);
-        pack_map(y + n * s.y.batch, s.y.axis, walks[2].written, strip.out, target, y_packed);
+        strip = packed;
+        if constexpr (std::is_same_v<S, T>)
+          if (once && (block + 1) * L <= channels) {
+            strip.y = in_place(y + n * s.y.batch + block * L, strip.out);
+            for (int axis = 0; axis < 3; ++axis)
+              strip.y_step[axis] = s.y.axis[axis];
+          }
+        const bool more = job + parts < end;
+        strip.x = pack(from, block, more);
+        if (!strip.y)
+          strip.y = pack(by, block, more);
       }
       for (std::int64_t z = strip.out[0].first; z < strip.out[0].last; ++z)
         add_plane(walks, strip, z, bands, bands_of(job), sums);
@@ -253,7 +263,7 @@ template <class S> struct Gradient {
     return true;
   }
 
-  std::int64_t size() const { return high * MOST_ROWS * walks[2].kernel * L; } // of the sums of a job
+  std::int64_t size() const { return high * bands.size * walks[2].kernel * L; } // of the sums of a job
 
   void write(std::int64_t job, const T *sums) const {
     const Block<S> block(job / parts * L, channels, s.w.batch, 1);
@@ -294,13 +304,16 @@ int weight_gradient(const ConvShape &s, const S *x, const S *y, S *w, Parallel p
   const std::int64_t channels = s.groups * s.out_channels, blocks = divided_up(channels, L);
   if (channels == 0)
     return 0;
+  if (is_line(s))
+    return line_gradients(s, x, y, w, parallel);
   const Walk walks[3] = {{s.axes[0], s.pass}, {s.axes[1], s.pass}, {s.axes[2], s.pass}};
-  const Bands bands(walks[1]);
+  const Bands bands(walks[1], walks[2]);
   // Where there are fewer blocks than threads, each computes some bands.
   const std::int64_t all = walks[0].kernel * bands.each;
   const std::int64_t parts = smaller(all, divided_up(s.threads, blocks)), high = divided_up(all, parts);
   const Gradient<S> gradient{s, x, y, w, {walks[0], walks[1], walks[2]}, Strips(walks, sizeof(T) * L, 1, 1),
-                             bands, channels, parts, high, few_beyond(walks[1])};
+                             bands, channels, parts, high, bands.size > 1 && few_beyond(walks[1]),
+                             s.y.channel == 1 && walks[0].kernel * bands.each == 1 && walks[2].kernel <= MOST_TAPS};
   int failed = 0;
   const auto some = [&](std::int64_t begin, std::int64_t end) {
     if (!gradient.run(begin, end))

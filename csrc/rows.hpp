@@ -117,17 +117,26 @@ void pack_weights(const WeightLayout &layout, const S *w, std::int64_t some, std
       }
     }
   };
+  if (layout.lane_step == 1) { // they lie as they are wanted
+    for (std::int64_t channel = 0; channel < layout.channels; ++channel)
+      for (std::int64_t tap = 0; tap < layout.taps; ++tap) {
+        T *packed = to + (layout.to[tap] + channel) * width;
+        zeros(packed + some, width - some);
+        converted(w + layout.from[tap] + channel * layout.channel_step, some, packed);
+      }
+    return;
+  }
   bool in_order = layout.taps > 1;
   for (std::int64_t tap = 0; tap < layout.taps; ++tap)
     in_order = in_order && layout.from[tap] == tap;
   const std::int64_t channels = layout.channels;
-  if (layout.lane_step != 1 && in_order && (channels == 1 || layout.channel_step == layout.taps))
+  if (in_order && (channels == 1 || layout.channel_step == layout.taps))
     return run(w, channels * layout.taps, 0, 0, true);
-  for (std::int64_t channel = 0; channel < channels && layout.lane_step != 1 && in_order; ++channel)
+  for (std::int64_t channel = 0; channel < channels && in_order; ++channel)
     run(w + channel * layout.channel_step, layout.taps, 0, channel, true);
-  for (std::int64_t tap = 0; tap < layout.taps && (layout.lane_step == 1 || !in_order); ++tap) {
+  for (std::int64_t tap = 0; tap < layout.taps && !in_order; ++tap) {
     const S *from = w + layout.from[tap];
-    if (layout.lane_step != 1 && layout.channel_step == 1) {
+    if (layout.channel_step == 1) {
       run(from, channels, tap, 0, false);
       continue;
     }

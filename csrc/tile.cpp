@@ -1,4 +1,4 @@
-// The register tile, in every length, so that a row is cut into tiles of nearly equal length.
+// The register tile in many lengths, so that a row is cut into tiles of nearly equal length.
 #include "tile.hpp"
 
 namespace reconv::RECONV_ISA {
@@ -39,21 +39,28 @@ template <class T, int P, int V> void tile(const Strip<T> &strip, const T *x, T 
   });
 }
 
+// The longest tile that is built for so many positions. Every length takes long to build: it is for the type and the
+// vectors that most is computed with.
+template <class T, int V> constexpr int built(int wanted) {
+  if (wanted == positions<V> || (sizeof(T) == 4 && RECONV_VECTOR_BYTES == 64))
+    return wanted;
+  return wanted >= 8 ? 8 : wanted >= 4 ? 4 : wanted >= 2 ? 2 : 1;
+}
+
 template <class F, int N> struct Table {
   F of[N];
 };
 
 template <class T, int V, int... P> constexpr auto tiles_of(std::integer_sequence<int, P...>) {
-  return Table<void (*)(const Strip<T> &, const T *, T *), sizeof...(P)>{{&tile<T, P + 1, V>...}}; // by P − 1
+  return Table<void (*)(const Strip<T> &, const T *, T *), sizeof...(P)>{{&tile<T, built<T, V>(P + 1), V>...}}; // by P
 }
 
 template <class T, int V> void run_strip(const Strip<T> &strip, const T *x, T *y, std::int64_t count) {
   static constexpr auto tiles = tiles_of<T, V>(std::make_integer_sequence<int, positions<V>>{});
-  std::int64_t parts = divided_up(count, positions<V>);
-  for (std::int64_t at = 0; at < count; --parts) {
-    const std::int64_t p = divided_up(count - at, parts);
+  for (std::int64_t at = 0, left; (left = count - at) > 0;) {
+    const int p = static_cast<int>(divided_up(left, divided_up(left, positions<V>)));
     tiles.of[p - 1](strip, x + at * strip.x_step, y + at * strip.y_step);
-    at += p;
+    at += built<T, V>(p);
   }
 }
 
