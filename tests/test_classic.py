@@ -155,7 +155,7 @@ def test_is_a_fixed_layer(make):
 
 @each_layer
 def test_padding_is_a_convolutions(make):
-    layer, x = make(padding="valid"), picture().float()
+    layer, x = make(padding="valid"), picture().float() / 255
     height, width = layer.kernel.shape[1:]
     inner = layer(x)
     assert inner.shape[2:] == (61 - height + 1, 83 - width + 1)

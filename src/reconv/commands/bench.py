@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,7 +56,7 @@ def bench(
             for count in counts:
                 report.results.append(measure(task, columns, count, seconds))
             if out is not None:  # whatever stops the job, what was measured is there
-                _write(out, json.dumps(report.to_dict(), indent=1) + "\n")
+                _write(out, _json(report.to_dict()))
             if show:
                 show("problems", number + 1, len(tasks))
     if out is not None:
@@ -74,6 +74,21 @@ def _counts(text: str) -> list[int]:
         raise typer.BadParameter(f"must be numbers from 1 to 1024 with commas between them, not {text!r}",
                                  param_hint="--threads")  # fmt: skip
     return [int(part) for part in dict.fromkeys(parts)]
+
+
+def _json(report: dict[str, Any]) -> str:
+    """A result a line, to four digits: what is committed can be read."""
+    results = ",\n".join(json.dumps(_short(result)) for result in report.pop("results"))
+    head = json.dumps(_short(report), indent=1).removesuffix("\n}")
+    return f'{head},\n "results": [\n{results}\n ]\n}}\n'
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _short(inner) for key, inner in value.items()}
+    return [_short(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, get_num_threads
 
 from reconv.ops import direct, problem, separable_native
 from reconv.ops.autograd import differentiated
-from reconv.ops.dispatch import NOT_PLAIN, PLAIN, WANTS_GRADIENTS, choose, ordinary, plainness
+from reconv.ops.dispatch import NOT_PLAIN, PLAIN, WANTS_GRADIENTS, choose, eager_plainness, ordinary, plainness
 from reconv.ops.kernel import Size, conv_by_torch, transposed_by_torch
 from reconv.ops.problem import dense_strides
 from reconv.ops.registered import arguments, opaque
@@ -49,7 +49,7 @@ def convolve_transposed(dims: int, input: Tensor, weight: Tensor, bias: Tensor |
 
 def _by(found: Ways, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By the chosen kernels, where nothing but numbers is asked for."""
-    plain = plainness(input, weight, bias) if bias is None or found.takes(bias) else NOT_PLAIN
+    plain = eager_plainness(input, weight, bias) if bias is None or found.takes(bias) else NOT_PLAIN
     if plain == PLAIN:
         return found.run(input, weight, bias)
     if plain == WANTS_GRADIENTS and found.gains:

@@ -114,10 +114,15 @@ def plainness(*tensors: Tensor | None) -> int:
     Elsewhere (torch.compile, export, tracing, functorch, dispatch modes, autocast) PyTorch's own operators are what
     the surroundings know.
     """
+    if torch.compiler.is_compiling() or _tracing() is not None:
+        return NOT_PLAIN
+    return eager_plainness(*tensors)
+
+
+def eager_plainness(*tensors: Tensor | None) -> int:
+    """`plainness`, where it is known that nothing compiles or traces."""
     if (
-        torch.compiler.is_compiling()
-        or _tracing() is not None
-        or _dispatch_modes()
+        _dispatch_modes()
         or _function_modes()
         or _functorch() is not None
         or forward_ad._current_level >= 0
