@@ -67,13 +67,23 @@ class Report:
                 for name, threads in keys]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
+        """For JSON, in four digits."""
         threads = dict.fromkeys(result.threads for result in self.results)
-        return {
+        found: dict[str, Any] = _short({
             "format": FORMAT,
             "machine": machine_of(measured(n) for n in threads),
             "results": [result.to_dict() for result in self.results],
             "summary": self.summaries,
-        }
+        })  # fmt: skip
+        return found
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _short(inner) for key, inner in value.items()}
+    return [_short(inner) for inner in value] if isinstance(value, list) else value
 
 
 def machine_of(limits: Iterable[Machine]) -> dict[str, Any]:

@@ -77,18 +77,10 @@ def _counts(text: str) -> list[int]:
 
 
 def _json(report: dict[str, Any]) -> str:
-    """A result a line, to four digits: what is committed can be read."""
-    results = ",\n".join(json.dumps(_short(result)) for result in report.pop("results"))
-    head = json.dumps(_short(report), indent=1).removesuffix("\n}")
+    """A result a line: what is committed can be read."""
+    results = ",\n".join(json.dumps(result) for result in report.pop("results"))
+    head = json.dumps(report, indent=1).removesuffix("\n}")
     return f'{head},\n "results": [\n{results}\n ]\n}}\n'
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _short(inner) for key, inner in value.items()}
-    return [_short(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _write(path: Path, text: str) -> None:
