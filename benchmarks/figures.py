@@ -196,9 +196,9 @@ def natives(results: Sequence[Mapping[str, Any]]) -> list[tuple[Task, Mapping[st
 
 def beside_peers(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """For each kind: how much longer other engines take."""
-    rows = []
+    rows, each_native = [], natives(results)
     for kind in KINDS:
-        of = [result for task, result in natives(results) if kind_of(task) is kind]
+        of = [result for task, result in each_native if kind_of(task) is kind]
         each = {peer: [ms / ours for r in of if (ms := best_ms(r, peer)) and (ours := best_ms(r, "reconv"))]
                 for peer in PEERS}  # fmt: skip
         if all(each.values()):
@@ -210,10 +210,10 @@ def beside_peers(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def of_roofline(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """For each kind, kernels from 5 taps apart: what share of the machine's limit they reach."""
-    rows = []
+    rows, each_native = [], natives(results)
     for kind in KINDS:
         for large, asked in ASKED_OF_ROOFLINE.items():
-            of = [result["of_roofline"] for task, result in natives(results)
+            of = [result["of_roofline"] for task, result in each_native
                   if kind_of(task) is kind and result["of_roofline"] and (widest(task) >= 5) == large]  # fmt: skip
             if of:
                 name = f"{kind.name}, {'from 5 taps' if large else 'under 5 taps'}"

@@ -10,15 +10,9 @@ constexpr int MOST_LINE_TAPS = 8; // of more, loads that cross cache lines take 
 
 inline thread_local Scratch line_memory;
 
+// The sum of all lanes, by halves.
 template <class T> [[gnu::always_inline]] inline T total(Vector<T> v) {
-  using Index = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  constexpr int L = lanes<T>;
-  unrolled<__builtin_ctz(L)>([&](auto stage) {
-    Vector<Index> other;
-    for (int lane = 0; lane < L; ++lane)
-      other[lane] = lane ^ (L >> (stage + 1));
-    v += __builtin_shuffle(v, other);
-  });
+  unrolled<__builtin_ctz(lanes<T>)>([&](auto stage) { v += swapped<(lanes<T> >> (stage + 1)), T>(v); });
   return v[0];
 }
 

@@ -23,15 +23,6 @@ template <class S> bool in_lanes(const ConvShape &shape) {
          channels <= lanes<Computed<S>> && side_by_side(shape.x) && side_by_side(shape.y);
 }
 
-// Lane l of the result is lane l ^ R.
-template <int R, class T> [[gnu::always_inline]] inline Vector<T> swapped(Vector<T> v) {
-  using Lane = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  Vector<Lane> from;
-  for (int lane = 0; lane < lanes<T>; ++lane)
-    from[lane] = lane ^ R;
-  return __builtin_shuffle(v, from);
-}
-
 // How work is cut: into blocks of vectors of channels, which are packed together, and into strips of positions.
 struct Cut {
   Index block, blocks;  // vectors; how many

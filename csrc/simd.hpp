@@ -152,13 +152,22 @@ template <int N, class F> [[gnu::always_inline]] inline void unrolled(F &&body) 
   }(std::make_integer_sequence<int, N>{});
 }
 
+// Lane l of the result is lane l ^ R.
+template <int R, class T> [[gnu::always_inline]] inline Vector<T> swapped(Vector<T> v) {
+  using Lane = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  Vector<Lane> from{};
+  for (int lane = 0; lane < lanes<T>; ++lane)
+    from[lane] = lane ^ R;
+  return __builtin_shuffle(v, from);
+}
+
 // Turns lanes<T> rows into columns, by halves: first neighbours are exchanged, then pairs, …
 template <class T> [[gnu::always_inline]] inline void transpose(Vector<T> (&rows)[lanes<T>]) {
   constexpr int L = lanes<T>;
   using Index = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   unrolled<__builtin_ctz(L)>([&](auto stage) {
     constexpr int half = 1 << stage;
-    Vector<Index> low, high; // lanes of both rows one after the other
+    Vector<Index> low{}, high{}; // lanes of both rows one after the other
     for (int j = 0; j < L; ++j)
       low[j] = j & half ? L + j - half : j, high[j] = j & half ? L + j : j + half;
     unrolled<L>([&](auto i) {

@@ -475,3 +475,15 @@ def test_kernels_are_explained(arguments, status, says):
     result = CliRunner().invoke(app, ["kernels", *arguments])
     assert result.exit_code == status
     assert says in result.output
+
+
+@pytest.mark.parametrize("saved, told", [(0.001, True), (1.0, False)])
+def test_kernels_tells_where_a_call_costs_more_than_it_saves(saved, told, monkeypatch):
+    from typer.testing import CliRunner
+
+    from reconv.cli import app
+    from reconv.ops import dispatch
+
+    monkeypatch.setattr(dispatch, "saving_ms", lambda _: saved)
+    result = CliRunner().invoke(app, ["kernels", *KERNEL_LINES["a convolution"][0]])
+    assert ("a call by itself is torch's" in result.output) == told

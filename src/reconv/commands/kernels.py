@@ -33,6 +33,7 @@ def kernels(
 ) -> None:
     """Show which kernel computes a convolution, and why not each of the others; without SPEC: what was built."""
     from reconv.ops import results
+    from reconv.ops.dispatch import CALL_MS, worth_a_call
     from reconv.ops.native import native_version
 
     say(f"{native_version()}; the choice follows the results of {results.results_isa()}")
@@ -43,6 +44,8 @@ def kernels(
         raise typer.BadParameter("SPEC and --input go together", param_hint="--input")
     told = _explained(f"{spec} {input}", pass_, dtype, layout, threads)
     emit(_sheet(told), format)
+    if pass_ == "forward" and not worth_a_call(told.problem):
+        say(f"a call by itself is torch's: {told.chosen} saves less than the {CALL_MS} ms that its checks cost")
     if told.near:
         say(f"the nearest problem that was measured: {told.near.line}")
     say(f"at the roofline of the measured machine it would take {number(told.roofline_ms)} ms")

@@ -18,6 +18,8 @@ from reconv.ops.problem import Problem
 
 CLEARLY = {True: 0.85, False: 0.95}  # of PyTorch's time, by `foreign`: nearer is noise, more so in its own detours
 
+CALL_MS = 0.02  # of the checks before a kernel of ours that PyTorch's does not need
+
 DIRECT = Kernel("direct", direct.prepare_one, direct.refuse)
 _MEASURED = (DEPTHWISE, PLANAR, DENSE, FFT, ONEDNN, RELAID)  # stand before torch where that was measured to be faster
 KERNELS: dict[str, tuple[Kernel, ...]] = {
@@ -65,6 +67,11 @@ def saving_ms(asked: Problem) -> float:
     """How much faster than PyTorch the chosen kernel was, on the nearest problem that was measured."""
     kernel, near = choose(asked), results.nearest(asked)
     return max(0.0, near.ms["torch"] - near.ms[kernel.name]) if near and kernel.name in near.ms else 0.0
+
+
+def worth_a_call(asked: Problem) -> bool:
+    """Whether the chosen kernel, as far as it is known, saves more than a call of its own costs."""
+    return choose(asked).foreign or not 0 < saving_ms(asked) < CALL_MS
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from reconv.ops import problem as problems
-from reconv.ops.dispatch import ORDINARY, choose, saving_ms
-from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Kernel, Run, conv_by_torch, transposed_by_torch
+from reconv.ops.dispatch import ORDINARY, choose, saving_ms, worth_a_call
+from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Run, conv_by_torch, transposed_by_torch
 from reconv.ops.problem import Problem, channels_innermost, has_sides
 
 OVERHEAD_MS = 0.03  # of a torch.autograd.Function, forward and backward
-CALL_MS = 0.02  # of the checks before a kernel of ours that PyTorch's does not need
 
 
 class Ways:
@@ -23,9 +22,10 @@ class Ways:
 
     def __init__(self, problem: Problem | None, by_torch: Callable[..., Tensor]) -> None:
         self.problem, self.by_torch = problem, by_torch
-        self.kernel = TORCH if problem is None else _worth_a_call(choose(problem), problem)
-        self.forward_is_torch = self.kernel is TORCH
-        if problem is None or self.forward_is_torch:
+        self.kernel = TORCH if problem is None else choose(problem)
+        if problem is not None and not worth_a_call(problem):
+            self.kernel = TORCH
+        if problem is None or self.kernel is TORCH:
             self.run: Callable[[Tensor, Tensor, Tensor | None], Tensor] = by_torch
         else:
             run = self.kernel.prepare(problem)
@@ -34,7 +34,7 @@ class Ways:
     @property
     def are_torch(self) -> bool:
         """Whether there is nothing to choose: neither forward nor, where gradients may be wanted, for training."""
-        return self.forward_is_torch and not (is_grad_enabled() and self.gains)
+        return self.kernel is TORCH and not (is_grad_enabled() and self.gains)
 
     def takes(self, bias: Any) -> bool:
         """Whether it is a dense bias of as many channels as there are outputs."""
@@ -77,12 +77,6 @@ class Ways:
     @cached_property
     def _known(self) -> dict[tuple[int, ...], list[Run]]:
         return {}
-
-
-def _worth_a_call(kernel: Kernel, problem: Problem) -> Kernel:
-    """PyTorch's instead, where the kernel is known to save less than its call costs."""
-    saved = saving_ms(problem)
-    return TORCH if not kernel.foreign and 0 < saved < CALL_MS else kernel
 
 
 def _of_plain(run: Run) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
