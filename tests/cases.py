@@ -106,6 +106,7 @@ BLOCKS = _table({
     "batch norm, 1d": ("ic3oc4k3 -> bn -> relu", (2, 3, 9)),
     "batch norm": ("ic4oc4k3x3p1g4nb -> bn -> relu6 -> ic4oc6k1x1", (2, 4, 5, 6)),
     "batch norm first, 3d": ("bn -> (ic3oc4k1x1x1nb -> bn + ic3oc4k3x3x3p1)", (2, 3, 3, 2, 4)),
+    "residual": ("(ic4oc4k3x3p1 -> bn -> relu -> ic4oc4k3x3p1 + identity) -> relu", (2, 4, 5, 6)),
     "activated branches, 3d": ("(ic3oc3k1x1x1 -> relu + relu) -> permute(3)", (2, 3, 3, 2, 4)),
     # deformable
     "deform": ("deform(ic4oc6k3x3p1, og1)", (2, 4, 7, 6)),

@@ -17,6 +17,7 @@ Act = str | Callable[[], nn.Module] | None
 CLASSES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU,
     "hardswish": nn.Hardswish, "hardsigmoid": nn.Hardsigmoid, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh,
+    "identity": nn.Identity,
 }  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import assert_never
 from reconv.errors import conv_error
 from reconv.spec.conv import ConvSpec
 
-ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
+ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh",
+               "identity")  # fmt: skip
 
 
 class _Composite:
