@@ -8,6 +8,8 @@ from torch import Tensor
 
 from reconv.layers import build
 from reconv.ruleset import Proposal, Rule
+from reconv.ruleset.additions import wider
+from reconv.ruleset.expand_branches import ExpandBranches
 from reconv.spec import Block, ConvSpec, convs, output_shape, parse
 from reconv.surgery.sites import ConvCall, Norm, Site
 
@@ -24,7 +26,7 @@ def make_site(block: Block | str, dtype: torch.dtype = torch.float64, norm: bool
     for name, tensor in tensors.items():
         index = name.endswith("index")
         new = torch.randperm(len(tensor), generator=generator) if index else randn(tensor.shape, generator)
-        tensors[name] = new.to(tensor.dtype)
+        tensors[name] = (new.abs() + 0.5 if name.endswith("running_var") else new).to(tensor.dtype)
     channels = layer(input_of(block, dtype)).shape[1]
     affine = Norm("norm", 1 + 0.3 * randn([channels], generator), randn([channels], generator)) if norm else None
     return Site(**{"name": "conv", "block": block, "tensors": tensors, "norm": affine} | changes)
@@ -34,15 +36,36 @@ FOLLOWED = {  # what must follow a site for these rules
     "fold_batch_norm": {"norm": True},
     "fuse_activation": {"activation": "relu", "activation_kind": "relu"},
 }
+TEXTS = {"low_rank_pointwise": "ic6oc8k1x1s2"}  # what a rule is tried on where it refuses the usual convolution
 SHAPES = {"kernel": (2, 7, 9, 8)}  # and of these rules a run: its batch, and as many lengths as it has dimensions
 
 
 def site_for(rule: Rule, block: Block | str, dtype: torch.dtype = torch.float64, **changes: object) -> Site:
     """A site with the neighbours that the rule asks for."""
+    if rule.name in MADE:
+        return MADE[rule.name](block, dtype, **changes)
     known = FOLLOWED.get(rule.name, {})
     if rule.name in SHAPES:
         known = {"calls": (_call(next(convs(parse(block) if isinstance(block, str) else block), None), dtype),)}
     return make_site(block, dtype, **known | changes)
+
+
+def _expanded(block: Block | str, dtype: torch.dtype, **changes: object) -> Site:
+    """Branches that are the convolution, the most of them that there are."""
+    return make_site(ExpandBranches().full(make_site(block))[-1].block, dtype, **changes)
+
+
+def _bordered(block: Block | str, dtype: torch.dtype, **changes: object) -> Site:
+    """The convolution in a larger kernel, with zeros around it."""
+    inner = parse(block) if isinstance(block, str) else block
+    site = make_site(wider(inner, 1), dtype, **changes)
+    for axis, (k, now) in enumerate(zip(inner.kernel_size, site.spec.kernel_size, strict=True), 2):
+        if k < now:
+            site.weight.index_fill_(axis, torch.tensor([0, now - 1]), 0)
+    return site
+
+
+MADE = {"fold_branches": _expanded, "trim": _bordered}  # these rules ask for a certain block
 
 
 def _call(spec: ConvSpec | None, dtype: torch.dtype) -> ConvCall:
@@ -71,7 +94,7 @@ def run(block: Block, tensors: dict[str, Tensor], input: Tensor) -> Tensor:
     layer = build(block, dtype=input.dtype)
     layer.load_state_dict(tensors)
     with torch.no_grad():
-        return layer(input)
+        return layer.eval()(input)
 
 
 def rewritten(rule: Rule, site: Site, proposal: Proposal, input: Tensor) -> Tensor:

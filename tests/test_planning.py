@@ -27,9 +27,9 @@ from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.search import cheapest, choose
 from reconv.planning.table import Candidate, _spread
 from reconv.rewriting.apply import apply
-from reconv.ruleset import Separable
+from reconv.ruleset import Separable, rules_named
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import parse
+from reconv.spec import convs, parse
 from reconv.surgery import find_sites
 from reconv.surgery.clone import clone
 from reconv.surgery.outputs import distance
@@ -349,7 +349,7 @@ def network(seed: int = 0) -> nn.Module:
 
 IMAGE = torch.linspace(-2, 2, 3 * 11 * 13).sin().reshape(1, 3, 11, 13)
 FAKE = FakeTarget()
-EXACT = {"fold_batch_norm", "fuse_activation", "kernel"}
+EXACT = {"fold_batch_norm", "fold_branches", "trim", "fuse_activation", "kernel"}
 
 
 def latency(model: nn.Module, target: FakeTarget = FAKE) -> float:
@@ -414,7 +414,8 @@ def test_every_edit_measured_faster_on_an_engine_where_groups_are_slow():
     made = plan(network(), IMAGE, "latency=0.5", None, slow)
     changed = [edit for edit in made.edits if edit.rule not in EXACT]
     assert changed
-    assert {edit.rule for edit in changed} <= {"asymmetric", "bottleneck"}
+    assert not {edit.rule for edit in changed} & {"separable", "shuffled_group"}
+    assert all(spec.groups == 1 for edit in changed for spec in convs(edit.block))
     model = network()
     for edit in changed:
         row = next(row for row in summary(model, IMAGE, slow).rows if row.name == edit.site)
@@ -473,7 +474,8 @@ def test_exact_rules_without_a_budget_fold_and_fuse():
     assert all(edit.latency_ms > 0 for edit in made.edits)
     assert made.met
     torch.testing.assert_close(apply(model, made, IMAGE)(IMAGE), model(IMAGE), rtol=1e-4, atol=1e-5)
-    assert [(r.site, r.rule) for r in made.refusals if r.rule != "kernel"] == [("6", "fold_batch_norm")]
+    served = {edit.rule for edit in made.edits}
+    assert [(r.site, r.rule) for r in made.refusals if r.rule in served] == [("6", "fold_batch_norm")]
 
 
 def test_smaller_rules_ask_for_a_budget():
@@ -483,8 +485,7 @@ def test_smaller_rules_ask_for_a_budget():
         assert isinstance(caught.value, ValueError)
     made = plan(network(), IMAGE, target=FAKE)  # beside exact ones they are refused only
     assert {e.rule for e in made.edits} == {"fold_batch_norm"}
-    assert {r.rule for r in made.refusals if "needs a budget" in r.reason} == {
-        "separable", "asymmetric", "bottleneck", "shuffled_group"}  # fmt: skip
+    assert {r.rule for r in made.refusals if "needs a budget" in r.reason} == {r.name for r in rules_named("smaller")}
 
 
 @pytest.mark.parametrize("rules", ["separable", ["bottleneck"], Separable(), ["separable", "bottleneck"]],

@@ -9,18 +9,37 @@ from typing import Any
 from reconv.errors import conv_error
 from reconv.ruleset.asymmetric import Asymmetric
 from reconv.ruleset.bottleneck import Bottleneck
+from reconv.ruleset.combined import Combined
+from reconv.ruleset.deform import Deformable
+from reconv.ruleset.dilate_branch import DilateBranch
+from reconv.ruleset.expand_branches import ExpandBranches
 from reconv.ruleset.fold_batch_norm import FoldBatchNorm
+from reconv.ruleset.fold_branches import FoldBranches
 from reconv.ruleset.fuse_activation import FuseActivation
 from reconv.ruleset.kernel import OwnKernel
+from reconv.ruleset.low_rank_pointwise import LowRankPointwise
+from reconv.ruleset.multi_dilated import MultiDilated
+from reconv.ruleset.multi_size import MultiSize
+from reconv.ruleset.pointwise_after import PointwiseAfter
+from reconv.ruleset.remove import Remove
 from reconv.ruleset.rule import Proposal, Rule, Weights
 from reconv.ruleset.separable import Separable
 from reconv.ruleset.shuffled_group import ShuffledGroup
+from reconv.ruleset.skip import Skip
+from reconv.ruleset.squeeze_excite import SqueezeExcite
+from reconv.ruleset.stacked import Stacked
+from reconv.ruleset.trim import Trim
+from reconv.ruleset.widen_kernel import WidenKernel
 
 __all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rules_named"]
 
 # exact rules are applied in this order: where the batch norm is folded, the activation is next
 RULES: tuple[Rule, ...] = (
-    FoldBatchNorm(), FuseActivation(), OwnKernel(), Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(),
+    FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(),
+    Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(), Stacked(), MultiDilated(), LowRankPointwise(),
+    Remove(), Combined(),
+    SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), WidenKernel(),
+    DilateBranch(),
 )  # fmt: skip
 GROUPS = ("exact", "smaller", "stronger", "denser")
 
@@ -30,8 +49,8 @@ def rules_named(*wanted: str | Rule | Iterable[str | Rule]) -> tuple[Rule, ...]:
 
     Raises:  ConvError (a ValueError): when a name is none, or a group has no rule.
     Example:
-             >>> [rule.name for rule in rules_named("exact", "separable", "smaller")]
-             ['fold_batch_norm', 'fuse_activation', 'kernel', 'separable', 'asymmetric', 'bottleneck', 'shuffled_group']
+             >>> [rule.name for rule in rules_named("bottleneck", "smaller")][:3]
+             ['bottleneck', 'separable', 'asymmetric']
     """
     found: dict[str, Rule] = {}
     for one in _flat(wanted):

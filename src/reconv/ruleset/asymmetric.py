@@ -45,18 +45,18 @@ class Asymmetric:
 
     def propose(self, site: Site) -> Iterable[Proposal]:
         must_serve(self, site)
-        spec, orders = site.spec, _orders(site.spec)
-        fractions = MACS[:: -(-len(orders) * len(MACS) // MOST)]
+        spec, firsts = site.spec, orders(site.spec)
+        fractions = MACS[:: -(-len(firsts) * len(MACS) // MOST)]
         blocks = [
             self.at(site, first, rank).block
-            for first in orders
+            for first in firsts
             for rank in ranks([f * _even_rank(spec, first) for f in fractions], full_rank(spec, first))
         ]
         return cheaper(self.name, site, blocks)
 
     def full(self, site: Site) -> tuple[Proposal, ...]:
         """Every order of the axes at the rank that loses nothing."""
-        return tuple(self.at(site, first, full_rank(site.spec, first)) for first in _orders(site.spec))
+        return tuple(self.at(site, first, full_rank(site.spec, first)) for first in orders(site.spec))
 
     def at(self, site: Site, first: tuple[int, ...], rank: int) -> Proposal:
         """The proposal that does the axes `first` first, through `rank` channels a group."""
@@ -103,7 +103,7 @@ def _wide(spec: ConvSpec) -> list[int]:
     return [axis for axis, k in enumerate(spec.kernel_size) if k > 1]
 
 
-def _orders(spec: ConvSpec) -> list[tuple[int, ...]]:
+def orders(spec: ConvSpec) -> list[tuple[int, ...]]:
     """Every choice of the axes that go first. One-tap axes go where their stride leaves the least to compute."""
     wide = _wide(spec)
     narrow = [] if spec.transposed else [axis for axis in range(spec.spatial_dims) if axis not in wide]
@@ -118,7 +118,7 @@ def _form(spec: ConvSpec, block: Block) -> tuple[tuple[int, ...], int] | None:
     """`first` and `rank` of a block of this rule's making."""
     match block:
         case Chain(blocks=(ConvSpec() as early, ConvSpec())):
-            for first in _orders(spec):
+            for first in orders(spec):
                 if spec.along(first).kernel_size == early.kernel_size:
                     return first, max(1, early.out_channels // spec.groups)
     return None

@@ -1,4 +1,4 @@
-"""`bottleneck`: 1×1 to fewer channels, the kernel there, 1×1 back (Tucker-2); for a 1×1, two thin ones."""
+"""`bottleneck`: 1×1 to fewer channels, the kernel there, 1×1 back (Tucker-2)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bottleneck:
         w[o, c, k] ≈ Σ_{a, b} u[o, a] · s[a, b, k] · v[b, c]
 
     Each group has its own subspaces. Both sides: a higher-order SVD, then sweeps that improve each side in turn; one
-    side: a truncated SVD, the closest there is. Exact when no channels are dropped. A 1×1 is a product of two 1×1.
+    side: a truncated SVD, the closest there is. Exact when no channels are dropped.
 
     Source:  Kim et al. 2015, arXiv:1511.06530; De Lathauwer et al. 2000 (HOSVD, HOOI)
     """
@@ -40,6 +40,8 @@ class Bottleneck:
         reason = unfit(site)
         if reason:
             return reason
+        if site.spec.pointwise:
+            return "1×1: see low_rank_pointwise"
         if site.spec.in_channels == site.spec.out_channels == site.spec.groups:
             if site.spec.groups == 1:
                 return "one input and one output channel: none to reduce"
@@ -53,10 +55,8 @@ class Bottleneck:
     def full(self, site: Site) -> tuple[Proposal, ...]:
         """Each form at the ranks that lose nothing."""
         spec = site.spec
-        if spec.pointwise:
-            return (self.at(site, *_one_side(spec, min(_thin(spec)))),)
         o, i = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-        thin_o, thin_i = _thin(spec)
+        thin_o, thin_i = thin_ranks(spec)
         return self.at(site, o, i), self.at(site, thin_o, None), self.at(site, None, thin_i)
 
     def at(self, site: Site, outputs: int | None, inputs: int | None) -> Proposal:
@@ -85,17 +85,14 @@ class Bottleneck:
 
 def _offered(spec: ConvSpec) -> list[Sides]:
     o, i = spec.out_channels // spec.groups, spec.in_channels // spec.groups
-    thin_o, thin_i = _thin(spec)
-    if spec.pointwise:
-        rank = min(o, i)
-        return [_one_side(spec, r) for r in ranks([f * rank for f in FRACTIONS], rank)]
+    thin_o, thin_i = thin_ranks(spec)
     both = [(a, b) for f in FRACTIONS for a in ranks([f * o], thin_o) for b in ranks([f * i], thin_i)]
     outputs = [(a, None) for a in ranks([f * o for f in ONE_SIDED], thin_o)]
     inputs = [(None, b) for b in ranks([f * i for f in ONE_SIDED], thin_i)]
     return [*both, *outputs, *inputs]
 
 
-def _thin(spec: ConvSpec) -> tuple[int, int]:
+def thin_ranks(spec: ConvSpec) -> tuple[int, int]:
     """Inner channels a group, (outputs, inputs), at which reducing one side alone loses nothing."""
     o, i, taps = spec.out_channels // spec.groups, spec.in_channels // spec.groups, prod(spec.kernel_size)
     return min(o, i * taps), min(i, o * taps)
@@ -103,15 +100,10 @@ def _thin(spec: ConvSpec) -> tuple[int, int]:
 
 def _within(spec: ConvSpec, outputs: int | None, inputs: int | None) -> bool:
     """Whether no side has more inner channels than there are directions."""
-    most_outputs, most_inputs = _thin(spec)
+    most_outputs, most_inputs = thin_ranks(spec)
     if outputs and inputs:
         most_outputs, most_inputs = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     return (outputs or 0) <= most_outputs and (inputs or 0) <= most_inputs
-
-
-def _one_side(spec: ConvSpec, rank: int) -> Sides:
-    """For a 1×1: the stride comes in the part that leaves the other one the fewest positions."""
-    return (None, rank) if spec.transposed else (rank, None)
 
 
 def _form(spec: ConvSpec, block: Block) -> Sides | None:
@@ -121,8 +113,6 @@ def _form(spec: ConvSpec, block: Block) -> Sides | None:
             return max(1, back.in_channels // spec.groups), max(1, front.out_channels // spec.groups)
         case Chain(blocks=(ConvSpec() as first, ConvSpec() as second)):
             rank = max(1, second.in_channels // spec.groups)
-            if spec.pointwise:
-                return _one_side(spec, rank)
             return (None, rank) if first.pointwise else (rank, None)
     return None
 

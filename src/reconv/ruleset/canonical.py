@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reconv.errors import conv_error
 from reconv.ruleset.rule import Weights
-from reconv.spec import Block, Chain, ConvSpec
+from reconv.spec import Block, Branches, Chain, ConvSpec
 from reconv.surgery.sites import Site
 
 T = TypeVar("T")
@@ -140,11 +140,10 @@ def rounded(tensor: Tensor, site: Site) -> Tensor:
     return result
 
 
-def _named_convs(block: Block) -> Iterator[tuple[str, ConvSpec]]:
-    """The convolutions of a flat block with their prefixes in its state dict."""
+def _named_convs(block: Block, prefix: str = "") -> Iterator[tuple[str, ConvSpec]]:
+    """The convolutions of a block, from left to right, with their prefixes in its state dict."""
     if isinstance(block, ConvSpec):
-        yield "", block
-    elif isinstance(block, Chain):
+        yield prefix, block
+    elif isinstance(block, Chain | Branches):
         for position, part in enumerate(block.blocks):
-            if isinstance(part, ConvSpec):
-                yield f"{position}.", part
+            yield from _named_convs(part, f"{prefix}{position}.")

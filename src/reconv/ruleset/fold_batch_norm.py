@@ -66,7 +66,7 @@ class FoldBatchNorm:
         mine, exact = self._folded(site)
         if proposal != mine:
             raise foreign(self, site, proposal)
-        learned = [name for name in exact if not name.endswith("index")]
+        learned = [name for name, tensor in exact.items() if tensor.is_floating_point()]
         tensors = {**exact, **{name: rounded(exact[name], site) for name in learned}}
         before, after = (torch.cat([float64(t[name]).flatten() for name in learned]) for t in (exact, tensors))
         return Weights(tensors, relative_error(before, after))

@@ -26,7 +26,7 @@ def bad_tensors(site: Site) -> str | None:
     for name, tensor in site.tensors.items():
         if tensor.is_meta:
             return f"its {name} is on the meta device, it has no values"
-        if name.endswith("index"):
+        if name.endswith(("index", "num_batches_tracked")):
             continue
         if not tensor.is_floating_point():
             return f"its {name} is {str(tensor.dtype).removeprefix('torch.')}, not a real floating dtype"

@@ -1,0 +1,290 @@
+"""`stacked`: a large kernel as small ones, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import reduce
+from itertools import product, zip_longest
+from math import prod, sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reconv.ruleset.canonical import dense, left_basis, pack, relative_error
+from reconv.ruleset.offers import cheaper, foreign, must_serve, ranks, unfit
+from reconv.ruleset.rule import Proposal, Weights
+from reconv.spec import Block, Chain, ConvSpec
+from reconv.surgery.sites import Site
+
+MACS = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)  # of the site's
+WORK = 4_000_000_000  # multiply-accumulates that the sweeps of a fit may take, beyond the first few
+SWEEPS_LEAST, SWEEPS_FIRST, SWEEPS_MOST = 2, 10, 160
+ENOUGH = 0.998  # of the error before SWEEPS_FIRST more sweeps; what gains less is left
+EXACT = 1e-12  # relative; what is nearer needs no sweeps
+RIDGE = 1e-9  # of the largest diagonal entry: the normal equations may be singular
+Kernels = tuple[tuple[int, ...], ...]  # the sizes of the small kernels, from first to last
+
+
+class Stacked:
+    """A large kernel as a chain of small ones, m channels a group between them and no activation.
+
+        w[o, c, :] ≈ Σ_m b[o, m, :] ∗ a[m, c, :]        full convolution; 5 = 3 ∘ 3, 7 = 3 ∘ 3 ∘ 3 = 5 ∘ 3
+
+    All padding stands in the first part, the stride in the last (transposed: the other way round), so the chain is
+    one kernel at the borders, too. Alternating least squares, from the principal patches of the kernel. Exact for two
+    parts at m = min(in / groups · ∏⌈k / k_last⌉, out / groups · ∏⌈k / k_first⌉): one part shifts, the other weighs.
+
+    Source:  Simonyan & Zisserman 2014, arXiv:1409.1556; Szegedy et al. 2015, arXiv:1512.00567
+    """
+
+    name = "stacked"
+    group = "smaller"
+    source = "Simonyan & Zisserman 2014, arXiv:1409.1556; Szegedy et al. 2015, arXiv:1512.00567"
+
+    def refuse(self, site: Site) -> str | None:
+        reason = unfit(site)
+        if reason:
+            return reason
+        if max(site.spec.kernel_size) < 3:
+            return "its kernel has fewer than 3 taps along every axis: no two smaller ones make it"
+        return None
+
+    def propose(self, site: Site) -> Iterable[Proposal]:
+        must_serve(self, site)
+        spec = site.spec
+        blocks = [
+            self.at(site, kernels, mid).block
+            for kernels in dict.fromkeys((small_kernels(spec), two_kernels(spec)))
+            for mid in ranks([_mid_for(spec, kernels, f) for f in MACS], _most(spec, kernels))
+        ]
+        return cheaper(self.name, site, blocks)
+
+    def full(self, site: Site) -> tuple[Proposal, ...]:
+        """Two kernels with as many channels between as lose nothing."""
+        kernels = two_kernels(site.spec)
+        return (self.at(site, kernels, full_mid(site.spec, kernels)),)
+
+    def at(self, site: Site, kernels: Kernels, mid: int) -> Proposal:
+        """The proposal of kernels of these sizes, with `mid` channels a group between them."""
+        spec = site.spec
+        channels = [spec.in_channels, *[spec.groups * mid] * (len(kernels) - 1), spec.out_channels]
+        parts = [
+            spec.replace(in_channels=channels[i], out_channels=channels[i + 1], kernel_size=kernel, stride=1, padding=0,
+                         output_padding=0, bias=False)
+            for i, kernel in enumerate(kernels)
+        ]  # fmt: skip
+        pads, strides = (-1, 0) if spec.transposed else (0, -1)  # a transposed one crops what all of them gave
+        parts[strides] = parts[strides].replace(stride=spec.stride, output_padding=spec.output_padding)
+        parts[pads] = parts[pads].replace(padding=spec.padding)
+        parts[-1] = parts[-1].replace(bias=spec.bias)
+        return Proposal(self.name, Chain(*parts))
+
+    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+        must_serve(self, site)
+        form = _form(site.spec, proposal.block)
+        if form is None or form[1] > _most(site.spec, form[0]) or self.at(site, *form) != proposal:
+            raise foreign(self, site, proposal)
+        kernels, mid = form
+        return pack(site, proposal.block, fit(dense(site), kernels, mid), convolved)
+
+
+# -- which kernels ------------------------------------------------------------------------------------
+def small_kernels(spec: ConvSpec) -> Kernels:
+    """Kernels of 3 taps (2, where the large one has 3) that make up the large one; each adds its size − 1."""
+    small = 3 if max(spec.kernel_size) > 3 else 2
+    return tuple(zip_longest(*(_sizes(k, small) for k in spec.kernel_size), fillvalue=1))
+
+
+def two_kernels(spec: ConvSpec) -> Kernels:
+    """Two kernels of like size that make up the large one, of odd sizes where they can be."""
+    firsts = [k // 2 + 1 + (k > 3 and k % 4 == 3) for k in spec.kernel_size]
+    small = 3 if max(spec.kernel_size) > 3 else 2
+    firsts = [k if k <= small else first for k, first in zip(spec.kernel_size, firsts, strict=True)]
+    return tuple(firsts), tuple(k - first + 1 for k, first in zip(spec.kernel_size, firsts, strict=True))
+
+
+def _sizes(size: int, small: int) -> list[int]:
+    sizes = [min(size, small)]
+    while (left := size - sum(s - 1 for s in sizes)) > 1:
+        sizes.append(min(left, small))
+    return sizes
+
+
+def full_mid(spec: ConvSpec, kernels: Kernels) -> int:
+    """Channels a group between two kernels at which nothing is lost: the first one only shifts, or the last one."""
+    first, last = kernels
+    return min(
+        spec.in_channels // spec.groups * _shifts(spec.kernel_size, last),
+        spec.out_channels // spec.groups * _shifts(spec.kernel_size, first),
+    )
+
+
+def _shifts(size: Sequence[int], small: Sequence[int]) -> int:
+    """Copies of a small kernel that cover a large one."""
+    return prod(-(-k // each) for k, each in zip(size, small, strict=True))
+
+
+def _most(spec: ConvSpec, kernels: Kernels) -> int:
+    """Channels a group beyond which there is nothing to gain."""
+    if len(kernels) == 2:
+        return full_mid(spec, kernels)
+    return max(spec.in_channels, spec.out_channels) // spec.groups * prod(spec.kernel_size)
+
+
+def _mid_for(spec: ConvSpec, kernels: Kernels, fraction: float) -> float:
+    """Channels a group at which, at stride 1, the MACs are this fraction of the site's."""
+    o, i = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    first, *middle, last = map(prod, kernels)
+    square, linear, wanted = sum(middle), i * first + o * last, fraction * o * i * prod(spec.kernel_size)
+    if not square:
+        return wanted / linear
+    return (sqrt(linear * linear + 4 * square * wanted) - linear) / (2 * square)
+
+
+def _form(spec: ConvSpec, block: Block) -> tuple[Kernels, int] | None:
+    """The kernels and the channels between them of a block of this rule's making."""
+    match block:
+        case Chain(blocks=parts):
+            kernels = tuple(part.kernel_size for part in parts if isinstance(part, ConvSpec))
+            if len(kernels) == len(parts) and kernels in (small_kernels(spec), two_kernels(spec)):
+                return kernels, max(1, parts[0].out_channels // spec.groups)  # type: ignore[union-attr]
+    return None
+
+
+# -- the algebra, on dense weights (g, o, i, *k) -------------------------------------------------------
+def convolved(*weights: Tensor) -> Tensor:
+    """The dense kernel of convolutions one after the other: channels multiplied, taps convolved in full."""
+    return reduce(_convolved, weights)
+
+
+def _convolved(first: Tensor, then: Tensor) -> Tensor:
+    size = [a + b - 1 for a, b in zip(first.shape[3:], then.shape[3:], strict=True)]
+    result = first.new_zeros(first.shape[0], then.shape[1], first.shape[2], *size)
+    one = [1] * len(size)
+    for tap in product(*map(range, then.shape[3:])):
+        result[_window(tap, first.shape[3:])] += torch.einsum("gmi...,gom...->goi...", first, then[_window(tap, one)])
+    return result
+
+
+def _window(start: Sequence[int], size: Sequence[int]) -> Any:
+    """Where a kernel of this size lies in a larger one, from a tap on."""
+    return (..., *(slice(s, s + k) for s, k in zip(start, size, strict=True)))
+
+
+def fit(weight: Tensor, kernels: Kernels, mid: int) -> list[Tensor]:
+    """Small kernels that compose to nearly the weight."""
+    largest = weight.abs().max()
+    scale = torch.where(largest > 0, largest, 1.0)
+    parts = _fit(weight / scale, kernels, mid)
+    return _balanced(parts, scale)
+
+
+def _fit(weight: Tensor, kernels: Kernels, mid: int) -> list[Tensor]:
+    *early, last = kernels
+    merged = tuple(k - b + 1 for k, b in zip(weight.shape[3:], last, strict=True))
+    first, then = _fit_two(weight, merged, last, mid)
+    if len(early) == 1:
+        return [first, then]
+    parts = _fit(first, tuple(early), mid)
+    return [*parts, _last_for(weight, convolved(*parts), then)]
+
+
+def _fit_two(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> tuple[Tensor, Tensor]:
+    """The best of a few starts, each improved by alternating least squares, then improved as long as that pays."""
+    g, o, i, *size = weight.shape
+    work = g * mid * mid * prod(size) * (i * prod(last) ** 2 + o * prod(first) ** 2)  # of one sweep, about
+    sweeps = max(SWEEPS_LEAST, min(SWEEPS_MOST, WORK // work))
+    enough = min(i * _shifts(size, last), o * _shifts(size, first))
+    starts = [(_from_patches if mid < enough else _from_shifts)(weight, first, last, mid)]
+    if mid < enough and sweeps > SWEEPS_FIRST:
+        swapped = _from_patches(weight.transpose(1, 2), last, first, mid)
+        starts += [_from_shifts(weight, first, last, mid), (swapped[1].transpose(1, 2), swapped[0].transpose(1, 2))]
+    tried = [_improved(weight, *start, min(SWEEPS_FIRST, sweeps)) for start in starts]
+    errors = [relative_error(weight, _convolved(*found)) for found in tried]
+    best, error = tried[errors.index(min(errors))], min(errors)
+    for _ in range(sweeps // SWEEPS_FIRST):
+        if error < EXACT:
+            break
+        best = _improved(weight, *best, SWEEPS_FIRST)
+        before, error = error, relative_error(weight, _convolved(*best))
+        if error > ENOUGH * before:
+            break
+    return best
+
+
+def _from_patches(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> tuple[Tensor, Tensor]:
+    """First kernels that span what the weight's windows hold most of, as many as there are; the rest at random."""
+    g, o, i, *_ = weight.shape
+    windows = [weight[_window(tap, first)] for tap in product(*map(range, last))]
+    basis = left_basis(torch.stack(windows, 1).reshape(g, -1, i * prod(first)).mT)[..., :mid].mT
+    if basis.shape[1] < mid:
+        basis = torch.cat([basis, _some((g, mid - basis.shape[1], i * prod(first)), weight)], 1)
+    kernels = basis.reshape(g, mid, i, *first)
+    return kernels, _last_for(weight, kernels, weight.new_zeros(g, o, mid, *last))
+
+
+def _from_shifts(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> tuple[Tensor, Tensor]:
+    """First kernels, or last ones, that shift their channel: as many as cover the weight, where there are enough."""
+    g, o, i, *size = weight.shape
+    if o * _shifts(size, first) <= mid < i * _shifts(size, last):
+        swapped = _from_shifts(weight.transpose(1, 2), last, first, mid)
+        return swapped[1].transpose(1, 2), swapped[0].transpose(1, 2)
+    kernels = _some((g, mid, i, *first), weight) * 0.1
+    starts = product(*(sorted({min(s, a - 1) for s in range(0, k, b)})
+                       for k, a, b in zip(size, first, last, strict=True)))  # fmt: skip
+    for place, (start, channel) in enumerate(product(list(starts), range(i))):
+        if place < mid:
+            kernels[:, place] = 0.0
+            kernels[:, place, channel][_window(start, [1] * len(size))] = 1.0
+    return kernels, _last_for(weight, kernels, weight.new_zeros(g, o, mid, *last))
+
+
+def _some(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Numbers that look random and are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(tuple(shape), generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _improved(weight: Tensor, first: Tensor, then: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Each side in turn the best for the other."""
+    for _ in range(sweeps):
+        first = _first_for(weight, then, first)
+        then = _last_for(weight, first, then)
+    return first, then
+
+
+def _first_for(weight: Tensor, then: Tensor, now: Tensor) -> Tensor:
+    return _last_for(weight.transpose(1, 2), then.transpose(1, 2), now.transpose(1, 2)).transpose(1, 2)
+
+
+def _last_for(weight: Tensor, first: Tensor, now: Tensor) -> Tensor:
+    """The last kernels that compose with the first ones to the closest there is to the weight, starting from `now`."""
+    g, o, i, *size = weight.shape
+    mid, last = first.shape[1], now.shape[3:]
+    shifted = weight.new_zeros(g, prod(last), mid, i, *size)
+    for place, tap in enumerate(product(*map(range, last))):
+        shifted[:, place][_window(tap, first.shape[3:])] = first
+    rows = shifted.reshape(g, prod(last) * mid, -1)
+    gram, wanted = rows @ rows.mT, weight.flatten(2) @ rows.mT
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    ridge = RIDGE * diagonal.amax(-1, keepdim=True)
+    ridge = torch.where(ridge > 0, ridge, 1.0)
+    factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge.expand_as(diagonal)))
+    found = now.flatten(3).transpose(2, 3).reshape(g, o, -1)
+    for _ in range(2):  # the second time takes away what the ridge has changed
+        found = found + torch.cholesky_solve((wanted - found @ gram).mT, factor).mT
+    return found.reshape(g, o, prod(last), mid).transpose(2, 3).reshape(g, o, mid, *last)
+
+
+def _balanced(parts: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
+    """The same product in parts of like size, channel by channel, the scale spread over all of them."""
+    parts = [part * scale ** (1 / len(parts)) for part in parts]
+    for at in range(len(parts) - 1):
+        before = parts[at].flatten(2).norm(dim=2)
+        after = parts[at + 1].transpose(1, 2).flatten(2).norm(dim=2)
+        ratio = torch.where((before > 0) & (after > 0), (after / before).sqrt(), 1.0)
+        ones = [1] * (parts[at].ndim - 3)
+        parts[at] = parts[at] * ratio.reshape(*ratio.shape, 1, *ones)
+        parts[at + 1] = parts[at + 1] / ratio.reshape(len(ratio), 1, -1, *ones)
+    return parts
