@@ -1,4 +1,4 @@
-// What Python calls, through ctypes: plain C functions over pointers. Nothing here knows torch.
+// What Python calls: plain C functions over pointers. Nothing here knows torch.
 #include "kernels.hpp"
 
 #if defined(_OPENMP)
@@ -35,33 +35,35 @@ extern "C" {
   return reconv::kernels().peak[type](rounds);
 }
 
-[[gnu::visibility("default")]] int reconv_direct_f32(std::int64_t count, const reconv::DirectShape *shapes,
-                                                     const float *const *tensors) {
-  return reconv::kernels().direct_f32(count, shapes, tensors, &on_threads);
+// Each kernel in one form, (which, type, shape, tensors): types are float32, float64 and bfloat16, and the tensors are
+// pointers, null where there is none. Returns 0, or 1 where memory ran out.
+
+// which: how many convolutions follow one another. tensors: csrc/direct.hpp.
+[[gnu::visibility("default")]] int reconv_direct(std::int64_t which, std::int64_t type,
+                                                 const reconv::DirectShape *shapes, const void *const *tensors) {
+  const reconv::Kernels &all = reconv::kernels();
+  if (type == 0)
+    return all.direct_f32(which, shapes, reinterpret_cast<const float *const *>(tensors), &on_threads);
+  return all.direct_f64(which, shapes, reinterpret_cast<const double *const *>(tensors), &on_threads);
 }
 
-[[gnu::visibility("default")]] int reconv_direct_f64(std::int64_t count, const reconv::DirectShape *shapes,
-                                                     const double *const *tensors) {
-  return reconv::kernels().direct_f64(count, shapes, tensors, &on_threads);
-}
-
-// tensors: x, w, b, y.
-[[gnu::visibility("default")]] int reconv_conv(std::int64_t family, std::int64_t type, const reconv::ConvShape *shape,
+// which: the family. tensors: x, w, b, y.
+[[gnu::visibility("default")]] int reconv_conv(std::int64_t which, std::int64_t type, const reconv::ConvShape *shape,
                                                const void *const *tensors) {
-  return reconv::kernels().conv[family][type](*shape, tensors[0], tensors[1], tensors[2], tensors[3], &on_threads);
+  return reconv::kernels().conv[which][type](*shape, tensors[0], tensors[1], tensors[2], tensors[3], &on_threads);
 }
 
 // tensors: csrc/separable.hpp.
-[[gnu::visibility("default")]] int reconv_separable(std::int64_t type, const reconv::SeparableShape *shape,
-                                                    const void *const *tensors) {
+[[gnu::visibility("default")]] int reconv_separable(std::int64_t, std::int64_t type,
+                                                    const reconv::SeparableShape *shape, const void *const *tensors) {
   return reconv::kernels().separable[type](*shape, tensors, &on_threads);
 }
 
-// tensors: DeformTensors of csrc/deform.hpp.
-[[gnu::visibility("default")]] int reconv_deform(std::int64_t backward, std::int64_t type,
+// which: 1 for the gradients. tensors: DeformTensors of csrc/deform.hpp.
+[[gnu::visibility("default")]] int reconv_deform(std::int64_t which, std::int64_t type,
                                                  const reconv::DeformShape *shape,
                                                  const reconv::DeformTensors *tensors) {
   const reconv::Kernels &all = reconv::kernels();
-  return (backward ? all.deform_gradients : all.deform)[type](*shape, *tensors, &on_threads);
+  return (which ? all.deform_gradients : all.deform)[type](*shape, *tensors, &on_threads);
 }
 }

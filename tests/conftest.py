@@ -26,10 +26,9 @@ def torch_alone(monkeypatch):
     """As on a processor where nothing was measured: PyTorch computes, but for the direct kernel."""
     from reconv.ops import convolve, results, ways
 
-    caches = (results._rows, ways.ways, ways.transposed_ways, convolve._first, convolve._pair)
-
     def forget():
-        for cache in caches:
+        ways.forget()
+        for cache in (results._rows, convolve._first, convolve._pair):
             cache.cache_clear()
 
     monkeypatch.setattr(results, "table", lambda isa: {})

@@ -56,7 +56,7 @@ def check(family, known, tensors, want, at_end) -> None:
                      known.groups, known.dtype)  # fmt: skip
     output = {"forward": y, "input_gradient": x, "weight_gradient": w}[known.op]
     output.fill_(float("nan"))
-    call(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr())
+    call(x, w, b, y)
     assert torch.equal(output, want), (family, known)
 
 

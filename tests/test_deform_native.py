@@ -271,14 +271,14 @@ def test_refusals(monkeypatch):
     assert "fewer" in reason(input=torch.ones(1).expand(2, 4, 2**15, 2**14))
     monkeypatch.setattr(deform_native, "MEASURED", ())
     assert "measured" in reason()
-    monkeypatch.setattr(deform_native, "_kernel", lambda: None)
+    monkeypatch.setattr(deform_native, "native_isa", lambda: None)
     assert "without" in reason()
 
 
 def test_without_kernels_plain_operators_compute(monkeypatch):
     block, shape = CASES["mask"]
     tensors = halves(block, shape)
-    monkeypatch.setattr(deform_native, "_kernel", lambda: None)
+    monkeypatch.setattr(deform_native, "native_isa", lambda: None)
     assert torch.equal(compute(block.conv, tensors), by_operators(block, tensors))
 
 

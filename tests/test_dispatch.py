@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from cases import whole_numbers
@@ -37,8 +41,7 @@ def table(monkeypatch):
 
     def forget() -> None:
         results._rows.cache_clear()
-        ways.ways.cache_clear()
-        ways.transposed_ways.cache_clear()
+        ways.forget()
 
     yield put
     monkeypatch.undo()
@@ -295,6 +298,24 @@ def test_the_operator_keeps_the_rules_of_torch(shape, weight, bias, settings):
 def test_the_library_was_built():
     assert library() is not None
     assert native_isa() in ("avx512", "avx2", "baseline")
+
+
+WITHOUT_CALLS = """
+import sys
+sys.modules["reconv._calls"] = None
+from reconv.ops import native
+assert native.calls is None and native.library() is not None
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-o", "addopts=", *sys.argv[1:]]))
+"""
+
+
+def test_calls_without_the_module_that_tells_them_from_their_tensors():
+    """Where Python's headers were missing, the kernels are called through ctypes."""
+    tests = [f"test_{name}.py" for name in ("dispatch", "deform_native", "separable_native")]
+    run = subprocess.run([sys.executable, "-c", WITHOUT_CALLS, *tests, "-k", "exactly or equals or bits"],
+                         cwd=Path(__file__).parent, capture_output=True, text=True, check=False)  # fmt: skip
+    assert run.returncode == 0, run.stdout
 
 
 def test_large_tensors_are_left_to_torch():

@@ -14,7 +14,7 @@ from reconv.ops.native import native_isa
 from reconv.ops.problem import Problem, dense_strides, flat_pads
 from reconv.spec import ConvSpec, parse
 
-pytestmark = pytest.mark.skipif(separable_native._kernel() is None, reason="no native kernels")
+pytestmark = pytest.mark.skipif(native_isa() is None, reason="no native kernels")
 CONV = {1: F.conv1d, 2: F.conv2d}
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 CASES = [  # depthwise part, output channels, input: around the lanes of a vector, the length of a tile and of a segment

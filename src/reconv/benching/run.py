@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reconv.benching import roofline
 from reconv.benching.engines import TORCH, Engine, Outputs, Runner, UnservedError, eager
+from reconv.benching.memory import keep_memory
 from reconv.benching.operands import Operands
 from reconv.benching.task import Task
 from reconv.spec import Deform
@@ -78,6 +79,7 @@ class Result:
 
 def measure(task: Task, engines: Sequence[Engine], threads: int, seconds: float) -> Result:
     """Timings of the engines whose results are right, in about so many seconds besides the checks."""
+    keep_memory()
     limits = roofline.measured(threads)
     figures, runners = dict[str, Figure](), dict[str, Runner]()
     with _set(task, threads):

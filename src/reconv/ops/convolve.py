@@ -11,23 +11,24 @@ from torch import Tensor, get_num_threads
 
 from reconv.ops import direct, problem, separable_native
 from reconv.ops.autograd import differentiated
-from reconv.ops.dispatch import NOT_PLAIN, PLAIN, WANTS_GRADIENTS, choose, eager_plainness, ordinary, plainness
+from reconv.ops.dispatch import NOT_PLAIN, PLAIN, WANTS_GRADIENTS, asked_for, choose, eager, plainness, watched
 from reconv.ops.kernel import Size, conv_by_torch, transposed_by_torch
 from reconv.ops.problem import dense_strides
 from reconv.ops.registered import arguments, opaque
-from reconv.ops.ways import Ways, transposed_ways, ways
+from reconv.ops.ways import Ways, find, learned, transposed_ways, ways
 
 
 def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
              dilation: Size, groups: int) -> Tensor:  # fmt: skip
     """A convolution; padding may also be a tuple of (lo, hi) pairs, one for each axis."""
-    if ordinary(input, weight):
+    if eager():
         if type(stride) is list or type(padding) is list or type(dilation) is list:
             stride, padding, dilation = hashable(stride), hashable(padding), hashable(dilation)
-        found = ways(dims, input.shape, input.stride(), weight.shape, weight.stride(), bias is not None,
-                     stride, padding, dilation, groups, input.dtype, get_num_threads())  # fmt: skip
-        return found.by_torch(input, weight, bias) if found.are_torch else _by(found, input, weight, bias)
-    if opaque(dims, input, weight, groups, padding):
+        settings, threads = (dims, stride, padding, dilation, groups), get_num_threads()
+        found = find(settings, threads, input, weight, bias) or learned(settings, threads, input, weight, bias)
+        if found is not None:
+            return found.by_torch(input, weight, bias) if found.are_torch else _by(found, input, weight, bias)
+    elif opaque(dims, input, weight, groups, padding):
         return torch.ops.reconv.convolution(input, weight, bias, *arguments(dims, stride, padding, dilation), groups)
     return conv_by_torch(dims, input, weight, bias, stride, padding, dilation, groups)
 
@@ -35,21 +36,21 @@ def convolve(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stri
 def convolve_transposed(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
                         output_padding: Size, groups: int, dilation: Size) -> Tensor:  # fmt: skip
     """A transposed convolution; padding may also be a tuple of (lo, hi) pairs, one for each axis."""
-    if ordinary(input, weight):
-        stride, padding, dilation, output_padding = map(hashable, (stride, padding, dilation, output_padding))
-        found = transposed_ways(dims, input.shape, input.stride(), weight.shape, weight.stride(), bias is not None,
-                                stride, padding, dilation, output_padding, groups, input.dtype,
-                                get_num_threads())  # fmt: skip
-        return found.by_torch(input, weight, bias) if found.are_torch else _by(found, input, weight, bias)
-    if opaque(dims, input, weight, groups, padding):
-        settings = arguments(dims, stride, padding, dilation, True, output_padding)
-        return torch.ops.reconv.convolution(input, weight, bias, *settings, groups)
+    if eager():
+        settings = (dims, *map(hashable, (stride, padding, dilation, output_padding)), groups)
+        threads = get_num_threads()
+        found = find(settings, threads, input, weight, bias) or learned(settings, threads, input, weight, bias)
+        if found is not None:
+            return found.by_torch(input, weight, bias) if found.are_torch else _by(found, input, weight, bias)
+    elif opaque(dims, input, weight, groups, padding):
+        each = arguments(dims, stride, padding, dilation, True, output_padding)
+        return torch.ops.reconv.convolution(input, weight, bias, *each, groups)
     return transposed_by_torch(dims, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def _by(found: Ways, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By the chosen kernels, where nothing but numbers is asked for."""
-    plain = eager_plainness(input, weight, bias) if bias is None or found.takes(bias) else NOT_PLAIN
+    plain = NOT_PLAIN if watched() else asked_for(input, weight, bias)
     if plain == PLAIN:
         return found.run(input, weight, bias)
     if plain == WANTS_GRADIENTS and found.gains:

@@ -6,24 +6,20 @@ samples, as large as the map times the kernel's points, is never in memory. `ben
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
-from struct import Struct
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reconv.ops.dispatch import NOT_PLAIN, batched, plainness
-from reconv.ops.native import TYPES, library, native_isa
+from reconv.ops.native import TYPES, bound, native_isa
 from reconv.spec import ConvSpec
 
 MEASURED = ("avx512",)  # instruction sets with results; others take the plain operators
 MOST_ELEMENTS, LONGEST = 2**31, 2**30  # places in the map are 32-bit
 Plain = Callable[..., Tensor]  # of spec, input, offset, weight, bias and mask, by plain operators
-
-_pack = Struct("12P").pack  # DeformTensors
 
 
 def refuse(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None,
@@ -31,7 +27,7 @@ def refuse(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: 
     """Why the native deformable convolution does not serve, or None."""
     if plainness(input, offset, weight, bias, mask) == NOT_PLAIN:  # first: torch.compile looks no further
         return "PyTorch must see plain operators, or the tensors are no ordinary ones"
-    if _kernel() is None:
+    if native_isa() is None:
         return "the package was built without native kernels"
     if native_isa() not in MEASURED:
         return f"it has not been measured on {native_isa()}"
@@ -90,21 +86,13 @@ def _plain_gradients(plain: Plain, spec: ConvSpec, tensors: Sequence[Tensor | No
 
 
 # -- calls of the kernels -------------------------------------------------------------------------
-@cache
-def _kernel() -> Callable[..., int] | None:
-    kernel = getattr(library(), "reconv_deform", None)
-    if kernel is not None:
-        kernel.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
-    return kernel
-
-
 def _forward(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None,
              mask: Tensor | None) -> Tensor:  # fmt: skip
     input, last = _laid(input)
     offset, weight = offset.contiguous(), weight.contiguous()
     bias, mask = (t if t is None else t.contiguous() for t in (bias, mask))
     output = input.new_empty((input.shape[0], spec.out_channels, *offset.shape[2:]))
-    _run(False, _shape(spec, input, offset, last), input, offset, mask, weight, bias, output, *[None] * 6)
+    _call(0, spec, input, offset, last)(input, offset, mask, weight, bias, output, *[None] * 6)
     return output
 
 
@@ -116,7 +104,7 @@ def _gradients(spec: ConvSpec, tensors: Sequence[Any], wanted: Sequence[bool], g
     found = [torch.empty_like(t) if want else None
              for t, want in zip((input, offset, weight, tensors[3], mask), wanted, strict=True)]  # fmt: skip
     to_input, to_offset, to_weight, to_bias, to_mask = found
-    _run(True, _shape(spec, input, offset, last), input, offset, mask, weight, None, None, grad.contiguous(),
+    _call(1, spec, input, offset, last)(input, offset, mask, weight, None, None, grad.contiguous(),
          to_input, to_offset, to_mask, to_weight, to_bias)  # fmt: skip
     return found
 
@@ -130,29 +118,18 @@ def _laid(input: Tensor) -> tuple[Tensor, bool]:
     return input.contiguous(), False
 
 
-def _shape(spec: ConvSpec, input: Tensor, offset: Tensor, last: bool) -> ctypes.Array[ctypes.c_int64]:
-    """DeformShape of csrc/deform.hpp."""
-    return _table(spec, input.shape, offset.shape, last, torch.get_num_threads())
+def _call(which: int, spec: ConvSpec, input: Tensor, offset: Tensor, last: bool) -> Callable[..., None]:
+    """A function of DeformTensors of csrc/deform.hpp."""
+    return _bound(which, spec, input.shape, offset.shape, last, input.dtype, torch.get_num_threads())
 
 
 @lru_cache(maxsize=4096)
-def _table(spec: ConvSpec, input: torch.Size, offset: torch.Size, last: bool,
-           threads: int) -> ctypes.Array[ctypes.c_int64]:  # fmt: skip
+def _bound(which: int, spec: ConvSpec, input: torch.Size, offset: torch.Size, last: bool, dtype: torch.dtype,
+           threads: int) -> Callable[..., None]:  # fmt: skip
     taps = spec.kernel_size[0] * spec.kernel_size[1]
     numbers = [input[0], spec.groups, offset[1] // (2 * taps), spec.in_channels, spec.out_channels]
     for size, out, kernel, stride, dilation, (lo, _) in zip(
         input[2:], offset[2:], spec.kernel_size, spec.stride, spec.dilation, spec.padding, strict=True
     ):
         numbers += [size, out, kernel, stride, dilation, lo]
-    numbers += [last, threads]
-    return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-def _run(backward: bool, shape: ctypes.Array[ctypes.c_int64], *tensors: Tensor | None) -> None:
-    """Calls the kernel. tensors: DeformTensors of csrc/deform.hpp."""
-    dtype = next(t.dtype for t in tensors if t is not None)
-    kernel = _kernel()
-    assert kernel is not None
-    places = _pack(*[0 if t is None else t.data_ptr() for t in tensors])
-    if kernel(backward, TYPES.index(dtype), shape, places):
-        raise MemoryError("no memory for the deformable convolution")
+    return bound("deform", which, dtype, [*numbers, last, threads])

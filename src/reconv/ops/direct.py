@@ -7,21 +7,18 @@ to PyTorch. The limits are from `python benchmarks/kernels.py benchmarks/problem
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from math import prod
-from struct import Struct
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from reconv.ops.native import library, native_isa
+from reconv.ops.native import bound, native_isa
 from reconv.ops.problem import Problem, dense_strides, is_channels_last
 
 MEASURED = ("avx512",)  # instruction sets with results; others route to PyTorch
 MOST_MACS, MOST_WEIGHTS = 16_000_000, 2**17
-FUNCTIONS = {torch.float32: "reconv_direct_f32", torch.float64: "reconv_direct_f64"}
+TYPES = (torch.float32, torch.float64)
 
 
 def refuse(problem: Problem) -> str | None:
@@ -34,8 +31,8 @@ def refuse(problem: Problem) -> str | None:
         return "it computes nothing but the forward pass"
     if problem.dims != 2:
         return "the input must be a batch of 2D maps"
-    if problem.dtype not in FUNCTIONS:
-        return f"the dtype must be one of {', '.join(map(str, FUNCTIONS))}"
+    if problem.dtype not in TYPES:
+        return f"the dtype must be one of {', '.join(map(str, TYPES))}"
     if problem.groups != 1:
         return "there must be one group"
     if not (is_channels_last(problem.x, problem.x_stride) or is_channels_last(problem.w, problem.w_stride)):
@@ -57,20 +54,15 @@ def prepare(*problems: Problem) -> Callable[..., Tensor]:
     if not dense:
         first = first._replace(x_stride=dense_strides(first.x, channels_last=True))
     numbers = [number for problem in (first, *problems[1:]) for number in _table(problem)]
-    shapes = (ctypes.c_int64 * len(numbers))(*numbers)
-    address, count = ctypes.addressof(shapes), len(problems)
     out_shape = (first.x[0], last.w[0], *output_size(last))
     out_strides = dense_strides(out_shape, channels_last=True)
-    function: Any = getattr(library(), FUNCTIONS[first.dtype])
-    pack = Struct(f"{2 + 2 * count}P").pack  # pointers as bytes: cheaper than a ctypes array
+    call = bound("direct", len(problems), first.dtype, numbers)
 
-    def run(input: Tensor, *tensors: Tensor | None, alive: object = shapes) -> Tensor:
+    def run(input: Tensor, *tensors: Tensor | None) -> Tensor:
         if not dense:
             input = input.contiguous(memory_format=torch.channels_last)
         output = input.new_empty_strided(out_shape, out_strides)
-        places = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
-        if function(count, address, pack(input.data_ptr(), output.data_ptr(), *places)):
-            raise MemoryError(f"no memory for the convolutions {problems}")
+        call(input, output, *tensors)
         return output
 
     return run

@@ -18,7 +18,7 @@ from reconv.ops.problem import Problem
 
 CLEARLY = {True: 0.85, False: 0.95}  # of PyTorch's time, by `foreign`: nearer is noise, more so in its own detours
 
-CALL_MS = 0.02  # of the checks before a kernel of ours that PyTorch's does not need
+CALL_MS = 0.005  # of the checks before a kernel of ours that PyTorch's does not need
 
 DIRECT = Kernel("direct", direct.prepare_one, direct.refuse)
 _MEASURED = (DEPTHWISE, PLANAR, DENSE, FFT, ONEDNN, RELAID)  # stand before torch where that was measured to be faster
@@ -102,16 +102,28 @@ NOT_PLAIN, WANTS_GRADIENTS, PLAIN = range(3)
 ORDINARY = frozenset((Tensor, Parameter))
 
 
-def ordinary(input: Tensor, weight: Tensor) -> bool:
-    """Whether there are sizes and strides, and they are numbers: in eager mode, of nothing but tensors."""
-    return (
-        not torch.compiler.is_compiling()  # first: torch.compile looks no further
-        and _tracing() is None
-        and type(input) in ORDINARY
-        and type(weight) in ORDINARY
-        and input.layout is _strided
-        and weight.layout is _strided
-    )
+def eager() -> bool:
+    """Whether the sizes of tensors are numbers that may be looked at: nothing compiles, traces or transforms."""
+    # first: torch.compile looks no further
+    return not torch.compiler.is_compiling() and _tracing() is None and _functorch() is None
+
+
+def watched() -> bool:
+    """Whether, in eager mode, something must see PyTorch's own operators: a mode, forward-mode AD, autocast."""
+    return bool(_dispatch_modes() or _function_modes() or forward_ad._current_level >= 0 or _autocast("cpu"))
+
+
+def asked_for(*tensors: Tensor | None) -> int:
+    """`plainness` of ordinary CPU tensors of one dtype, in eager mode where nothing watches."""
+    grad, found = torch.is_grad_enabled(), PLAIN
+    for tensor in tensors:
+        if tensor is not None:
+            # a view may negate: its memory is not its value; a Parameter is none
+            if type(tensor) is not Parameter and tensor.is_neg():
+                return NOT_PLAIN
+            if grad and tensor.requires_grad:
+                found = WANTS_GRADIENTS
+    return found
 
 
 def plainness(*tensors: Tensor | None) -> int:
@@ -121,35 +133,18 @@ def plainness(*tensors: Tensor | None) -> int:
     Elsewhere (torch.compile, export, tracing, functorch, dispatch modes, autocast) PyTorch's own operators are what
     the surroundings know.
     """
-    if torch.compiler.is_compiling() or _tracing() is not None:
+    if not eager() or watched() or not alike(*tensors):
         return NOT_PLAIN
-    return eager_plainness(*tensors)
+    return asked_for(*tensors)
 
 
-def eager_plainness(*tensors: Tensor | None) -> int:
-    """`plainness`, where it is known that nothing compiles or traces."""
-    if (
-        _dispatch_modes()
-        or _function_modes()
-        or _functorch() is not None
-        or forward_ad._current_level >= 0
-        or _autocast("cpu")
-    ):
-        return NOT_PLAIN
-    first, grad, wanted = tensors[0], torch.is_grad_enabled(), False
+def alike(*tensors: Tensor | None) -> bool:
+    """Whether they are ordinary CPU tensors of one dtype; the first is one, others may be missing."""
+    first = tensors[0]
     if first is None or type(first) not in ORDINARY or first.layout is not _strided:
-        return NOT_PLAIN
+        return False
     dtype = first.dtype
-    for tensor in tensors:
-        if tensor is not None:
-            # a Parameter is no view that negates, whose memory is not its value
-            if (kind := type(tensor)) is not Parameter and (kind is not Tensor or tensor.is_neg()):
-                return NOT_PLAIN
-            if tensor.dtype is not dtype or not tensor.is_cpu:
-                return NOT_PLAIN
-            if grad and tensor.requires_grad:
-                wanted = True
-    return WANTS_GRADIENTS if wanted else PLAIN
+    return all(t is None or (type(t) in ORDINARY and t.dtype is dtype and t.is_cpu) for t in tensors)
 
 
 def batched(tensor: Tensor) -> bool:

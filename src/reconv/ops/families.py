@@ -23,17 +23,17 @@ def _prepare(family: str, problem: Problem) -> Run:
 
     def forward(x: Tensor, w: Tensor, b: Tensor | None, y: Any) -> Tensor:
         output = x.new_empty_strided(shape, strides)
-        call(x.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), output.data_ptr())
+        call(x, w, b, output)
         return output
 
     def input_gradient(x: Any, w: Tensor, b: Tensor | None, y: Tensor) -> Tensor:
         output = y.new_empty_strided(shape, strides)
-        call(output.data_ptr(), w.data_ptr(), 0 if b is None else b.data_ptr(), y.data_ptr())
+        call(output, w, b, y)
         return output
 
     def weight_gradient(x: Tensor, w: Any, b: Any, y: Tensor) -> Tensor:
         output = x.new_empty_strided(shape, strides)
-        call(x.data_ptr(), output.data_ptr(), 0, y.data_ptr())
+        call(x, output, None, y)
         return output
 
     runs: dict[str, Run] = {"forward": forward, "input_gradient": input_gradient, "weight_gradient": weight_gradient}

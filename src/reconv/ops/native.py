@@ -1,7 +1,7 @@
-"""The native kernels, where the package was built with them: plain C functions, called through ctypes.
+"""The native kernels, where the package was built with them: plain C functions.
 
-A registered PyTorch operator costs two to three times as much a call, which is more than the smallest convolutions
-compute.
+They are called by `reconv._calls` (csrc/calls.cpp), or through ctypes where the headers to build it were missing.
+A registered PyTorch operator costs several times as much a call, which is more than the smallest convolutions compute.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import ctypes
 import importlib.util
 import os
 import warnings
+from array import array
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
-from struct import Struct
+from typing import Any
 
 import torch
 
@@ -34,14 +36,27 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(file)
-    except OSError as error:  # built for another machine
+        loaded.reconv_isa.restype = ctypes.c_char_p
+        for name in ("direct", "conv", "separable", "deform"):
+            kernel = getattr(loaded, f"reconv_{name}")
+            kernel.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
+    except (OSError, AttributeError) as error:  # built for another machine, or from other sources
         warnings.warn(f"reconv computes with PyTorch's kernels, as its own cannot be loaded: {error}", stacklevel=2)
         return None
-    loaded.reconv_isa.restype = ctypes.c_char_p
-    for name in ("reconv_direct_f32", "reconv_direct_f64"):
-        getattr(loaded, name).argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
-    loaded.reconv_conv.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
     return loaded
+
+
+def _calls() -> Any:
+    try:
+        found: Any = import_module("reconv._calls")
+    except ImportError:
+        return None
+    exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # since PyTorch 2.10
+    understood = exchange is not None and found.bind(exchange, torch.Tensor, torch.nn.Parameter, torch.strided)
+    return found if understood else None
+
+
+calls = _calls()  # csrc/calls.cpp; None where it was not built
 
 
 @cache
@@ -60,26 +75,39 @@ def native_version() -> str:
     return f"{isa} kernels {sha256(Path(file).read_bytes()).hexdigest()[:8]}"
 
 
+def bound(kernel: str, which: int, dtype: torch.dtype, numbers: Sequence[int]) -> Callable[..., None]:
+    """A kernel with its shape: a function of its tensors, None where one has none.
+
+    Args:    kernel, which: of csrc/interface.cpp. numbers: the fields of its shape.
+    Raises:  MemoryError: the function, where its scratch memory cannot be had.
+    """
+    lib = library()
+    assert lib is not None
+    table = (ctypes.c_int64 * len(numbers))(*numbers)
+    address, of, function = ctypes.addressof(table), TYPES.index(dtype), getattr(lib, f"reconv_{kernel}")
+    if calls is not None:
+        run = partial(calls.run, ctypes.cast(function, ctypes.c_void_p).value, which, of, address)
+        run.table = table  # type: ignore[attr-defined]  # kept alive
+        return run
+
+    def call(*tensors: torch.Tensor | None, alive: object = table) -> None:
+        places = array("Q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
+        if function(which, of, address, places.tobytes()):
+            raise MemoryError("no memory for the convolution")
+
+    return call
+
+
 def conv_call(
     family: str, pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, groups: int, dtype: torch.dtype,
-    threads: int = 1, relu: bool = False, lib: ctypes.CDLL | None = None,
-) -> Callable[[int, int, int, int], None]:  # fmt: skip
-    """A pass of a convolution by a native kernel: a function of the addresses of x, w, b (0: none) and y.
+    threads: int = 1, relu: bool = False,
+) -> Callable[..., None]:  # fmt: skip
+    """A pass of a convolution by a native kernel: a function of the tensors x, w, b (or None) and y.
 
     Args:    x: (N, C_in, *spatial), w: (C_out, C_in / groups, *kernel), y: (N, C_out, *out), any strides.
     """
-    lib = lib or library()
-    assert lib is not None
     numbers = conv_shape(pass_, x, w, y, axes, groups, threads, relu)
-    shape = (ctypes.c_int64 * len(numbers))(*numbers)
-    address, which, of = ctypes.addressof(shape), FAMILIES.index(family), TYPES.index(dtype)
-    pack, function = Struct("4P").pack, lib.reconv_conv
-
-    def call(x: int, w: int, b: int, y: int, alive: object = shape) -> None:
-        if function(which, of, address, pack(x, w, b, y)):
-            raise MemoryError(f"no memory for the {family} kernel")
-
-    return call
+    return bound("conv", FAMILIES.index(family), dtype, numbers)
 
 
 def conv_shape(pass_: str, x: Operand, w: Operand, y: Operand, axes: Axes, groups: int, threads: int,

@@ -6,16 +6,12 @@ are from benchmarks/problems/separable.txt.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
-from functools import cache
 from math import prod
-from struct import Struct
-from typing import Any
 
 from torch import Tensor
 
-from reconv.ops.native import TYPES, Operand, conv_shape, library, native_isa
+from reconv.ops.native import TYPES, Operand, bound, conv_shape, native_isa
 from reconv.ops.problem import MOST_ELEMENTS, Problem, dense_strides
 
 MEASURED = ("avx512",)  # instruction sets with results; others route to PyTorch
@@ -37,7 +33,7 @@ def refuse(depthwise: Problem, pointwise: Operand) -> str | None:
 
 def cannot(depthwise: Problem, pointwise: Operand) -> str | None:
     """Why it could not even compute them, or None."""
-    if _kernel() is None:
+    if native_isa() is None:
         return "the package was built without native kernels"
     if depthwise.dtype not in TYPES:
         return f"the dtype must be one of {', '.join(map(str, TYPES))}"
@@ -65,24 +61,12 @@ def prepare(depthwise: Problem, pointwise: Operand, threads: int, relu: bool = F
     numbers = [*conv_shape("forward", (depthwise.x, depthwise.x_stride), (depthwise.w, depthwise.w_stride),
                            (depthwise.y, out_strides), axes, depthwise.groups, threads, relu),
                shape[0], *strides[:2], depthwise.relu]  # fmt: skip
-    table = (ctypes.c_int64 * len(numbers))(*numbers)
-    address, of, pack, function = ctypes.addressof(table), TYPES.index(depthwise.dtype), Struct("6P").pack, _kernel()
-    assert function is not None
+    call = bound("separable", 0, depthwise.dtype, numbers)
 
     def run(input: Tensor, weight: Tensor, bias: Tensor | None, pointwise_weight: Tensor,
-            pointwise_bias: Tensor | None, alive: object = table) -> Tensor:  # fmt: skip
+            pointwise_bias: Tensor | None) -> Tensor:  # fmt: skip
         output = input.new_empty_strided(out_shape, out_strides)
-        tensors = (input, weight, bias, pointwise_weight, pointwise_bias, output)
-        if function(of, address, pack(*[0 if t is None else t.data_ptr() for t in tensors])):
-            raise MemoryError(f"no memory for the separable convolution of {depthwise}")
+        call(input, weight, bias, pointwise_weight, pointwise_bias, output)
         return output
 
     return run
-
-
-@cache
-def _kernel() -> Any:
-    kernel = getattr(library(), "reconv_separable", None)
-    if kernel is not None:
-        kernel.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
-    return kernel

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, is_grad_enabled
 
 from reconv.ops import problem as problems
-from reconv.ops.dispatch import ORDINARY, choose, saving_ms, worth_a_call
+from reconv.ops.dispatch import ORDINARY, alike, choose, saving_ms, worth_a_call
 from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Run, conv_by_torch, transposed_by_torch
+from reconv.ops.native import calls
 from reconv.ops.problem import Problem, channels_innermost, has_sides
 
 OVERHEAD_MS = 0.03  # of a torch.autograd.Function, forward and backward
@@ -111,3 +112,38 @@ def transposed_ways(dims: int, shape: tuple[int, ...], strides: tuple[int, ...],
                                 output_padding, groups, dtype, threads)  # fmt: skip
     settings = (stride, padding, output_padding, groups, dilation)
     return Ways(known, lambda x, w, b: transposed_by_torch(dims, x, w, b, *settings))
+
+
+# -- what is known of a call ----------------------------------------------------------------------
+def _nothing(*call: Any) -> None:
+    """Where csrc/calls.cpp was not built, each call is told anew from the sizes of its tensors."""
+
+
+find: Callable[..., Ways | None] = calls.find if calls else _nothing  # (settings, threads, input, weight, bias)
+
+
+def learned(settings: tuple[Any, ...], threads: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> Ways | None:
+    """What `find` gives from now on; None where PyTorch must see the tensors, whatever they are.
+
+    Args:    settings: (dims, stride, padding, dilation, groups), or of a transposed convolution (dims, stride, padding,
+             dilation, output padding, groups).
+    """
+    if not alike(input, weight, bias) or weight.layout is not torch.strided:
+        return None
+    tensors = (input.shape, input.stride(), weight.shape, weight.stride(), bias is not None)
+    dims, *others = settings
+    make = ways if len(settings) == 5 else transposed_ways
+    found = make(dims, *tensors, *others, input.dtype, threads)
+    if bias is not None and not found.takes(bias):
+        found = Ways(None, found.by_torch)
+    if calls:
+        calls.learn(settings, threads, input, weight, bias, found)
+    return found
+
+
+def forget() -> None:
+    """All choices are made anew."""
+    ways.cache_clear()
+    transposed_ways.cache_clear()
+    if calls:
+        calls.forget()
