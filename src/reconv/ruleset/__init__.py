@@ -28,6 +28,7 @@ from reconv.ruleset.shuffled_group import ShuffledGroup
 from reconv.ruleset.skip import Skip
 from reconv.ruleset.squeeze_excite import SqueezeExcite
 from reconv.ruleset.stacked import Stacked
+from reconv.ruleset.subpixel import Subpixel
 from reconv.ruleset.trim import Trim
 from reconv.ruleset.widen_kernel import WidenKernel
 
@@ -35,7 +36,7 @@ __all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rules_named"]
 
 # exact rules are applied in this order: where the batch norm is folded, the activation is next
 RULES: tuple[Rule, ...] = (
-    FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(),
+    FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(), Subpixel(),
     Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(), Stacked(), MultiDilated(), LowRankPointwise(),
     Remove(), Combined(),
     SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), WidenKernel(),
