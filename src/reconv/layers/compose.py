@@ -102,8 +102,8 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
                (1): Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
              )
     """
-    told = {spec.spatial_dims for spec in convs(block)} or {dimensions(block)}
-    dims = {d for d in (*told, spatial_dims) if d is not None}
+    told = [*(spec.spatial_dims for spec in convs(block)), dimensions(block), spatial_dims]
+    dims = {number for number in told if number is not None}
     if len(dims) > 1:
         raise conv_error("build", "all convolutions of a block must have the same number of dimensions",
                          got={"spatial_dims": sorted(dims)}, spec=block, also=ValueError)  # fmt: skip
