@@ -11,7 +11,20 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reconv.spec import Activation, BatchNorm, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle, parse
+from reconv.spec import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    ConvSpec,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+    parse,
+)
 from reconv.spec.block import ACTIVATIONS
 from reconv.spec.conv import PADDING_MODES
 
@@ -94,6 +107,10 @@ BLOCKS = _table({
     "shuffled groups": ("ic6oc6k1x1g3 -> shuffle(3) -> ic6oc6k3x3p1g6", (2, 6, 5, 4)),
     "permute": ("permute(7)", (2, 7, 5)),
     "permuted groups": ("permute(6) -> ic6oc4k3x3p1g2nb -> permute(4)", (2, 6, 5, 4)),
+    "pixel shuffle": ("ic3oc12k3x3p1 -> pixel_shuffle(2x2)", (2, 3, 6, 5)),
+    "pixel shuffle alone, 1d": ("pixel_shuffle(3)", (2, 6, 4)),
+    "pixel shuffle, cropped": ("pixel_shuffle(2x3, crop0x1:2)", (2, 12, 3, 4)),
+    "pixel shuffle, 3d": ("ic2oc6k1x1x1nb -> pixel_shuffle(1x2x3, crop0x1:0x2) -> relu", (2, 2, 3, 2, 4)),
     "gate": ("ic3oc8k3x3p1 -> se(4)", (2, 3, 6, 5)),
     "gate alone": ("se(16)", (2, 5, 4)),
     "gated branches, 3d": ("(se(2) -> ic4oc3k1x1x1 | shuffle(2) -> se(1))", (2, 4, 3, 2, 4)),
@@ -162,6 +179,13 @@ def conv_specs(draw: st.DrawFn, dims: int | None = None, in_channels: int | None
     )  # fmt: skip
 
 
+@st.composite
+def pixel_shuffles(draw: st.DrawFn) -> PixelShuffle:
+    factors = draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    ends = st.tuples(st.integers(0, 2), st.integers(0, 2))
+    return PixelShuffle(tuple(factors), tuple(draw(st.tuples(*[ends] * len(factors)))))
+
+
 def blocks() -> st.SearchStrategy[Block]:
     """Any expression, whether or not its parts fit each other."""
     number = st.integers(1, 70)
@@ -170,6 +194,7 @@ def blocks() -> st.SearchStrategy[Block]:
         conv_specs()
         | st.builds(Shuffle, number)
         | st.builds(Permute, number)
+        | pixel_shuffles()
         | st.builds(Gate, number)
         | st.builds(Activation, st.sampled_from(ACTIVATIONS))
         | st.builds(BatchNorm)

@@ -36,7 +36,8 @@ FOLLOWED = {  # what must follow a site for these rules
     "fold_batch_norm": {"norm": True},
     "fuse_activation": {"activation": "relu", "activation_kind": "relu"},
 }
-TEXTS = {"low_rank_pointwise": "ic6oc8k1x1s2"}  # what a rule is tried on where it refuses the usual convolution
+# what a rule is tried on where it refuses the usual convolution
+TEXTS = {"low_rank_pointwise": "ic6oc8k1x1s2", "subpixel": "ic6oc8k3x3s2p1top1"}
 SHAPES = {"kernel": (2, 7, 9, 8)}  # and of these rules a run: its batch, and as many lengths as it has dimensions
 
 

@@ -52,6 +52,8 @@ CASES = {
     "inputs and outputs": (Tree(), (torch.ones(1, 2), IMAGE, torch.ones(1, 5)), True),
     "fixed batch": (FixedBatch(), IMAGE, False),
     "fused activations": (tower(build(parse("ic3oc8k3x3p1 -> relu -> ic8oc4k1x1g2 -> relu"))), IMAGE, True),
+    "pixel shuffle": (tower(build(parse("ic3oc16k3x3p1 -> pixel_shuffle(2x2, crop1:0x0)"))), IMAGE, True),
+    "pixel shuffle, factors": (tower(build(parse("ic3oc12k1x1 -> pixel_shuffle(1x3) -> relu"))), IMAGE, True),
     "1D": (nn.Sequential(build(parse("ic2oc6k5p2d1 -> ic6oc3k1"))), torch.ones(3, 2, 11), True),
 }
 

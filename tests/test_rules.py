@@ -56,6 +56,7 @@ NONE_BETWEEN = "its kernel has fewer than 3 taps along every axis: none lies bet
 NO_POINTWISE = "it is no 1×1: see bottleneck"
 NO_ROOM = "its padding is less than its kernel: no 1×1 gives its output's size"
 SEE_LOW_RANK = "1×1: see low_rank_pointwise"
+NOT_TRANSPOSED = "it is not transposed"
 POINTWISE = ("1x1", "1x1, groups", "1x1, transposed")
 
 NO_POINTS = "transposed: it spreads each input value, it has no points to sample at"
@@ -66,6 +67,7 @@ REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does n
     "trim": {},
     "fuse_activation": {},
     "kernel": {},
+    "subpixel": {case: NOT_TRANSPOSED for case in CASES if "transposed" not in case},
     "squeeze_excite": {},
     "pointwise_after": {},
     "multi_size": {},
@@ -262,7 +264,7 @@ def test_an_ordinary_convolution_gets_proposals(rule, text):
 
 
 # -- dtypes -------------------------------------------------------------------------------------------
-AS_THEY_ARE = {"fuse_activation", "kernel", "trim", "multi_dilated"}  # they copy values
+AS_THEY_ARE = {"fuse_activation", "kernel", "trim", "multi_dilated", "subpixel"}  # they copy values
 AS_THEY_ARE |= {rule.name for rule in rules_named("stronger")} - {"expand_branches"}
 
 

@@ -27,6 +27,7 @@ from reconv.spec import (
     Deform,
     Gate,
     Permute,
+    PixelShuffle,
     Shuffle,
     activation_bytes,
     convs,
@@ -126,6 +127,9 @@ TEXTS = {
     "(ic6oc8k3x3 | permute(6))": Branches(spec_of(), Permute(6)),
     "((ic6oc8k3x3 + ic6oc8k3x3nb) | ic6oc8k3x3)": Branches(
         Branches(spec_of(), spec_of(bias=False), join="sum"), spec_of()),
+    "pixel_shuffle(2)": PixelShuffle((2,)),
+    "ic6oc8k3x3 -> pixel_shuffle(2x4, crop1:0x0)": Chain(spec_of(), PixelShuffle((2, 4), ((1, 0), (0, 0)))),
+    "pixel_shuffle(2x2, crop1)": PixelShuffle((2, 2), ((1, 1), (1, 1))),
     "deform(ic6oc8k3x3, og2, mask)": Deform(spec_of(), 2, True),
 }  # fmt: skip
 
@@ -225,6 +229,8 @@ BAD_BLOCKS = [
     (lambda: Branches(spec_of(), spec_of(), join="mean"), ValueError, "joined by 'concat' or 'sum'"),
     (lambda: Chain(spec_of(), "ic8oc8k1x1"), TypeError, "each part must be a block"),
     (lambda: Branches(spec_of(), nn.Conv2d(6, 8, 3)), TypeError, "each part must be a block"),
+    (lambda: PixelShuffle((0,)), ValueError, "factors must be 1, 2 or 3 integers >= 1"),
+    (lambda: PixelShuffle((2, 2), ((1, 0),)), ValueError, "crop must be a pair of integers >= 0 for each factor"),
     (lambda: Shuffle(0), ValueError, "groups must be an integer >= 1"),
     (lambda: Permute(0), ValueError, "channels must be an integer >= 1"),
     (lambda: Gate(-1), ValueError, "reduction must be an integer >= 1"),

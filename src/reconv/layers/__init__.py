@@ -21,6 +21,7 @@ from reconv.layers.mixing import (
     SqueezeExcite3d,
 )
 from reconv.layers.multi_size import MultiSizeConv1d, MultiSizeConv2d, MultiSizeConv3d
+from reconv.layers.pixel_shuffle import PixelShuffleLayer
 from reconv.layers.separable import SeparableConv1d, SeparableConv2d, SeparableConv3d
 from reconv.layers.sequence import Absorbed, QuickSequential
 from reconv.layers.shuffled_group import ShuffledGroupConv1d, ShuffledGroupConv2d, ShuffledGroupConv3d
@@ -51,6 +52,7 @@ __all__ = [
     "MultiSizeConv1d",
     "MultiSizeConv2d",
     "MultiSizeConv3d",
+    "PixelShuffleLayer",
     "PointwiseConv1d",
     "PointwiseConv2d",
     "PointwiseConv3d",

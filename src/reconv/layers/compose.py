@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from math import prod
 from typing import Any, assert_never
 
 import torch
@@ -17,6 +18,7 @@ from reconv.layers.between import CLASSES, NORMS, named
 from reconv.layers.deform import DEFORMABLE, deform_of, is_deformable
 from reconv.layers.described import Described
 from reconv.layers.mixing import ChannelPermute, ChannelShuffle, SqueezeExcite, channel_dim
+from reconv.layers.pixel_shuffle import PixelShuffleLayer
 from reconv.layers.sequence import Absorbed, QuickSequential
 from reconv.spec import (
     Activation,
@@ -28,11 +30,13 @@ from reconv.spec import (
     Deform,
     Gate,
     Permute,
+    PixelShuffle,
     Shuffle,
     convs,
     in_channels,
     out_channels,
 )
+from reconv.spec.geometry import dimensions
 
 CONVS: tuple[type[conv._Conv], ...] = (conv.Conv1d, conv.Conv2d, conv.Conv3d)
 TRANSPOSED: tuple[type[conv._ConvTranspose], ...] = (conv.ConvTranspose1d, conv.ConvTranspose2d, conv.ConvTranspose3d)
@@ -98,7 +102,8 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
                (1): Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
              )
     """
-    dims = {spec.spatial_dims for spec in convs(block)} | (set() if spatial_dims is None else {spatial_dims})
+    told = [*(spec.spatial_dims for spec in convs(block)), dimensions(block), spatial_dims]
+    dims = {number for number in told if number is not None}
     if len(dims) > 1:
         raise conv_error("build", "all convolutions of a block must have the same number of dimensions",
                          got={"spatial_dims": sorted(dims)}, spec=block, also=ValueError)  # fmt: skip
@@ -117,6 +122,8 @@ def block_of(layer: nn.Module) -> Block:
         return ConvSpec.of(layer)
     if (block := named(layer)) is not None:
         return block
+    if type(layer) is nn.PixelShuffle and _defined_in(layer.forward, "torch.nn"):
+        return PixelShuffle((layer.upscale_factor,) * 2)
     if _defined_in(layer.forward, "reconv.layers"):
         match layer:
             case ChainLayer():
@@ -126,6 +133,8 @@ def block_of(layer: nn.Module) -> Block:
                 return Branches(*map(block_of, layer), join=layer.join)
             case ChannelShuffle():
                 return Shuffle(layer.groups)
+            case PixelShuffleLayer():
+                return layer.shuffle
             case ChannelPermute():
                 return Permute(layer.index.numel())
             case SqueezeExcite():
@@ -169,6 +178,8 @@ class Builder:
                 return SumLayer(branches) if block.join == "sum" else ConcatLayer(branches, self.dims)
             case Shuffle():
                 return ChannelShuffle(block.groups, self.dims)
+            case PixelShuffle():
+                return self.pixel_shuffle(block, channels)
             case Permute():
                 return ChannelPermute(block.channels, self.dims, self.device)
             case Gate():
@@ -190,6 +201,13 @@ class Builder:
                 continue
             yield self.layer(part, channels)
             channels = out_channels(part, channels or in_channels(part) or 0) or None
+
+    def pixel_shuffle(self, block: PixelShuffle, channels: int | None) -> nn.Module:
+        if self.dims not in (None, len(block.factors)) or (channels or 0) % prod(block.factors):
+            raise conv_error("build", "a pixel shuffle has a factor for each axis, and their product divides the "
+                             "channels", got={"spatial_dims": self.dims, "channels": channels}, spec=block,
+                             also=ValueError)  # fmt: skip
+        return PixelShuffleLayer(block.factors, block.crop)
 
     def norm(self, channels: int) -> nn.Module:
         if self.dims is None:

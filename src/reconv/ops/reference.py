@@ -9,7 +9,19 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from reconv.spec import Activation, BatchNorm, Block, Branches, Chain, ConvSpec, Deform, Gate, Permute, Shuffle
+from reconv.spec import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    ConvSpec,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+)
 from reconv.spec.geometry import axis_length
 
 Array = NDArray[np.float64]
@@ -54,6 +66,8 @@ def run(block: Block, tensors: Mapping[str, Any], x: Any) -> Array:
         case Shuffle():
             size = x.shape[1] // block.groups
             return np.stack([x[:, g * size + j] for j in range(size) for g in range(block.groups)], axis=1)
+        case PixelShuffle():
+            return pixel_shuffle(block, x)
         case Permute():
             return x[:, _array(tensors["index"]).astype(int)]
         case Gate():
@@ -66,6 +80,17 @@ def run(block: Block, tensors: Mapping[str, Any], x: Any) -> Array:
             return _deformed(block, {name: _array(tensor) for name, tensor in tensors.items()}, x)
         case _:
             assert_never(block)
+
+
+def pixel_shuffle(block: PixelShuffle, x: Array) -> Array:
+    """y[n, c, s·p + r] = x[n, c·∏s + i, p], where r is the i-th of all places below s; then the crop."""
+    every = math.prod(block.factors)
+    y = np.zeros((len(x), x.shape[1] // every, *np.multiply(block.factors, x.shape[2:])))
+    for i, r in enumerate(np.ndindex(*block.factors)):
+        places: tuple[Any, ...] = tuple(slice(at, None, s) for at, s in zip(r, block.factors, strict=True))
+        y[(..., *places)] = x[:, i::every]
+    kept: tuple[Any, ...] = tuple(slice(lo, n - hi) for (lo, hi), n in zip(block.crop, y.shape[2:], strict=True))
+    return y[(..., *kept)]
 
 
 def conv(spec: ConvSpec, x: Array, weight: Array, bias: Array) -> Array:

@@ -12,7 +12,7 @@ from reconv.errors import conv_error
 from reconv.layers import Absorbed, build
 from reconv.layers.sequence import quicken
 from reconv.planning.plan import Edit, Plan
-from reconv.ruleset import RULES, Rule
+from reconv.ruleset import RULES, Rule, rule_named
 from reconv.ruleset.rule import Proposal
 from reconv.spec import Block
 from reconv.surgery import Site, applied, clone, swap
@@ -63,10 +63,11 @@ class Fit:
         self.rules = {rule.name: rule for rule in (*RULES, *rules)}
 
     def __call__(self, site: Site, edit: Edit) -> dict[str, Tensor]:
-        rule = self.rules.get(edit.rule)
+        rule = self.rules.get(edit.rule) or rule_named(edit.rule)
         if rule is None:
             raise conv_error("apply", "the plan's rules must be known", got={"site": edit.site, "rule": edit.rule},
-                             do="Pass the rule itself.", also=ValueError)  # fmt: skip
+                             do="Install the package that has it, or pass the rule itself.",
+                             also=ValueError)  # fmt: skip
         return rule.init(site, Proposal(edit.rule, edit.block, edit.absorbs)).tensors
 
 

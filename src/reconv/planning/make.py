@@ -241,7 +241,7 @@ def _forced(rules: Rules, budget: Budget) -> bool:
 
 def _exact_refusals(bench: Workbench, outcome: Outcome) -> list[Refusal]:
     """Why exact rules did not serve; said also where they served but did not measure faster."""
-    edits, refusals = bench.exact_edits(bench.sites)
+    edits, refusals = bench.exact_edits(bench.sites, outcome.layout)
     used = {(e.site, e.rule) for e in outcome.edits}
     slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in edits
               if (e.site, e.rule) not in used]  # fmt: skip

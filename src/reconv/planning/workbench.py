@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import filterfalse
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from reconv.targets import (
 )
 
 SECONDS = 2.0  # to measure one set of networks
+FASTER = 0.97  # an exact rule that may as well be slower must measure faster than this part, in each site's place
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Workbench:
             shapes = build(block, device="meta", dtype=site.dtype).state_dict()
             blank = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in shapes.items()}
             now = site.after(block, blank)  # the form does not depend on the weights
-            for rule in self.exact_rules:
+            for rule in filterfalse(_may_be_slower, self.exact_rules):
                 proposal = None if rule.refuse(now) else next(iter(rule.propose(now)), None)
                 now = now.after(proposal.block, blank, proposal.absorbs) if proposal else now
             self.forms[key] = now.block
@@ -113,7 +115,7 @@ class Workbench:
             reestimate(student, self.probe.batches)
         variants = [(tuple(edits), student)]
         for count in range(1, len(self.exact_rules) + 1):
-            finished, exact = self.with_exact(student, sites, self.exact_rules[:count])
+            finished, exact = self.with_exact(student, sites, self.exact_rules[:count], layout)
             if exact and (*edits, *exact) != variants[-1][0]:
                 variants.append(((*edits, *exact), finished))
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
@@ -125,14 +127,14 @@ class Workbench:
         median = timings[best].median_ms
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model))
 
-    def with_exact(self, student: nn.Module, sites: Mapping[str, Site],
-                   rules: Sequence[Rule]) -> tuple[nn.Module, list[Edit]]:  # fmt: skip
+    def with_exact(self, student: nn.Module, sites: Mapping[str, Site], rules: Sequence[Rule],
+                   layout: str) -> tuple[nn.Module, list[Edit]]:  # fmt: skip
         """A copy of the student with these exact rules applied where they serve, and the edits that did it."""
         now = current(student, sites)
-        edits, _ = self.exact_edits(now, rules)
+        edits, _ = self.exact_edits(now, layout, rules)
         return apply_edits(clone(student), now, edits, Fit(self.rules))[0], edits
 
-    def exact_edits(self, sites: Mapping[str, Site],
+    def exact_edits(self, sites: Mapping[str, Site], layout: str,
                     rules: Sequence[Rule] | None = None) -> tuple[list[Edit], list[Refusal]]:  # fmt: skip
         """What the exact rules (all, or these) offer for the sites as they are, and why elsewhere nothing."""
         edits, refusals, now = [], [], dict(sites)
@@ -140,6 +142,10 @@ class Workbench:
             for name, site in now.items():
                 reason = rule.refuse(site)
                 proposal = None if reason else next(iter(rule.propose(site)), None)
+                if proposal is not None and _may_be_slower(rule):
+                    after, before = self.latencies([proposal.block, site.block], site, layout)
+                    if after >= FASTER * before:
+                        proposal, reason = None, f"it measured {after:.4g} ms there, as it is {before:.4g} ms"
                 if proposal is None:
                     refusals.append(Refusal(name, rule.name, reason or "it has no proposal"))
                     continue
@@ -169,3 +175,8 @@ class Workbench:
             e if e.latency_ms is not None
             else replace(e, latency_ms=self.latency(e.block, self.sites[e.site], layout)) for e in edits
         )  # fmt: skip
+
+
+def _may_be_slower(rule: Rule) -> bool:
+    """Whether a rule says of itself that only a measurement tells if it gains."""
+    return bool(getattr(rule, "where_faster", False))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reconv.data import Feed
 from reconv.planning.edits import Fit, apply_edits, current
 from reconv.planning.plan import Edit, Plan
-from reconv.ruleset import RULES, Rule
+from reconv.ruleset import RULES, Rule, rule_named
 from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.surgery.norms import reestimate
 from reconv.targets import to_layout
@@ -30,7 +30,7 @@ def apply(
     """A new network with the plan's edits, each started from the trained weights; `model` is untouched.
 
     Args:    data: inputs from which batch-norm statistics are re-estimated after layers changed; None: they stay.
-             rules: where the plan uses rules that are not reconv's own.
+             rules: where the plan uses rules that are neither reconv's own nor an installed package's.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
     Example:
              >>> import torch
@@ -64,4 +64,5 @@ def finish(student: nn.Module, sites: Mapping[str, Site], plan: Plan, rules: Seq
 
 
 def _exact(edit: Edit, rules: Sequence[Rule]) -> bool:
-    return any(r.name == edit.rule and r.group == "exact" for r in (*RULES, *rules))
+    rule = next((r for r in (*rules, *RULES) if r.name == edit.rule), None) or rule_named(edit.rule)
+    return rule is not None and rule.group == "exact"

@@ -20,6 +20,7 @@ from reconv.ruleset.kernel import OwnKernel
 from reconv.ruleset.low_rank_pointwise import LowRankPointwise
 from reconv.ruleset.multi_dilated import MultiDilated
 from reconv.ruleset.multi_size import MultiSize
+from reconv.ruleset.plugins import check_unclaimed, installed, plugin
 from reconv.ruleset.pointwise_after import PointwiseAfter
 from reconv.ruleset.remove import Remove
 from reconv.ruleset.rule import Proposal, Rule, Weights
@@ -28,14 +29,15 @@ from reconv.ruleset.shuffled_group import ShuffledGroup
 from reconv.ruleset.skip import Skip
 from reconv.ruleset.squeeze_excite import SqueezeExcite
 from reconv.ruleset.stacked import Stacked
+from reconv.ruleset.subpixel import Subpixel
 from reconv.ruleset.trim import Trim
 from reconv.ruleset.widen_kernel import WidenKernel
 
-__all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rules_named"]
+__all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rule_named", "rules_named"]
 
 # exact rules are applied in this order: where the batch norm is folded, the activation is next
 RULES: tuple[Rule, ...] = (
-    FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(),
+    FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(), Subpixel(),
     Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(), Stacked(), MultiDilated(), LowRankPointwise(),
     Remove(), Combined(),
     SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), WidenKernel(),
@@ -47,7 +49,9 @@ GROUPS = ("exact", "smaller", "stronger", "denser")
 def rules_named(*wanted: str | Rule | Iterable[str | Rule]) -> tuple[Rule, ...]:
     """The rules that names, groups and Rule objects stand for, each once, in the order asked for.
 
-    Raises:  ConvError (a ValueError): when a name is none, or a group has no rule.
+    A group holds reconv's own rules. A name may also be that of an installed package's rule (see docs/rules/README.md).
+
+    Raises:  ConvError (a ValueError): when a name is none, or a group has no rule; when a package's rule is unusable.
     Example:
              >>> [rule.name for rule in rules_named("bottleneck", "smaller")][:3]
              ['bottleneck', 'separable', 'asymmetric']
@@ -58,6 +62,17 @@ def rules_named(*wanted: str | Rule | Iterable[str | Rule]) -> tuple[Rule, ...]:
             if found.setdefault(rule.name, rule) is not rule:
                 raise conv_error("rules", "two rules must not share a name", got={"name": rule.name}, also=ValueError)
     return tuple(found.values())
+
+
+def rule_named(name: str) -> Rule | None:
+    """The one rule of this name: reconv's own, or that of an installed package; None where there is none.
+
+    Raises:  ConvError: when an installed package takes a name of reconv's own, or its rule is unusable.
+    """
+    own = next((rule for rule in RULES if rule.name == name), None)
+    if own:
+        check_unclaimed(name)
+    return own or (None if name in GROUPS else plugin(name, GROUPS))
 
 
 def _flat(wanted: Iterable[Any]) -> Iterator[Any]:
@@ -71,12 +86,13 @@ def _flat(wanted: Iterable[Any]) -> Iterator[Any]:
 
 
 def _named(name: str) -> list[Rule]:
-    rules = [rule for rule in RULES if name in (rule.name, rule.group)]
-    if rules:
+    if rules := [rule for rule in RULES if name == rule.group]:
         return rules
+    if rule := rule_named(name):
+        return [rule]
     if name in GROUPS:
         raise conv_error("rules", "the group must have rules", got={"group": name}, do=_choices(), also=ValueError)
-    known = [*GROUPS, *(rule.name for rule in RULES)]
+    known = [*GROUPS, *(rule.name for rule in RULES), *installed()]
     near = difflib.get_close_matches(name, known, n=2)
     did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
     raise conv_error("rules", "each must be the name of a rule or of a group", got={"rule": repr(name)},
@@ -85,4 +101,5 @@ def _named(name: str) -> list[Rule]:
 
 def _choices() -> str:
     groups = sorted({rule.group for rule in RULES})
-    return f"There are {', '.join(rule.name for rule in RULES)}; groups {', '.join(groups)}."
+    more = f" Installed packages add {', '.join(names)}." if (names := installed()) else ""
+    return f"There are {', '.join(rule.name for rule in RULES)}; groups {', '.join(groups)}.{more}"

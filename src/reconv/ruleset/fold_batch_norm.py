@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import assert_never, cast
 
 import torch
@@ -22,6 +23,7 @@ from reconv.spec import (
     Deform,
     Gate,
     Permute,
+    PixelShuffle,
     Shuffle,
     out_channels,
 )
@@ -93,7 +95,7 @@ def scale_output(block: Block, tensors: Tensors, scale: Tensor, shift: Tensor | 
             return _scale_chain(block, tensors, scale, shift)
         case Branches():
             return _scale_branches(block, tensors, scale, shift)
-        case Shuffle() | Permute() | Gate() | Deform() | Activation() | BatchNorm():
+        case Shuffle() | Permute() | PixelShuffle() | Gate() | Deform() | Activation() | BatchNorm():
             raise conv_error("scale_output", "the output must come from convolutions", spec=block, also=ValueError)
         case _:
             assert_never(block)
@@ -114,7 +116,7 @@ def _scale_chain(chain: Chain, tensors: Tensors, scale: Tensor, shift: Tensor | 
     parts = list(chain.blocks)
     last = _last_computing(chain)
     for position in range(len(parts) - 1, last, -1):
-        places = _order(parts[position], _inside(tensors, position), len(scale)).argsort().to(scale.device)
+        places = _places(parts[position], _inside(tensors, position), len(scale)).to(scale.device)
         scale, shift = scale[places], None if shift is None else shift[places]
     parts[last], changed = scale_output(parts[last], _inside(tensors, last), scale, shift)
     return Chain(*parts), {**tensors, **_under(changed, last)}
@@ -145,7 +147,7 @@ def _folds(block: Block) -> bool:
             return _folds(block.blocks[_last_computing(block)])
         case Branches():
             return all(_folds(branch) for branch in block.blocks)
-        case Shuffle() | Permute() | Gate() | Deform() | Activation() | BatchNorm():
+        case Shuffle() | Permute() | PixelShuffle() | Gate() | Deform() | Activation() | BatchNorm():
             return False
         case _:
             assert_never(block)
@@ -153,14 +155,18 @@ def _folds(block: Block) -> bool:
 
 def _last_computing(chain: Chain) -> int:
     """The position of the last part that does more than reorder channels (the first, where none does)."""
-    return max((i for i, part in enumerate(chain.blocks) if not isinstance(part, Shuffle | Permute)), default=0)
+    moving = (Shuffle, Permute, PixelShuffle)
+    return max((i for i, part in enumerate(chain.blocks) if not isinstance(part, moving)), default=0)
 
 
-def _order(part: Block, tensors: Tensors, channels: int) -> Tensor:
-    """index, where the part computes y[c] = x[index[c]]."""
-    if isinstance(part, Shuffle):
-        return torch.arange(channels).reshape(part.groups, -1).T.flatten()
-    return tensors["index"]
+def _places(part: Block, tensors: Tensors, channels: int) -> Tensor:
+    """Where each channel goes that the part takes, if it gives so many."""
+    match part:
+        case PixelShuffle():
+            return torch.arange(channels).repeat_interleave(prod(part.factors))
+        case Shuffle():
+            return torch.arange(channels).reshape(part.groups, -1).T.flatten().argsort()
+    return tensors["index"].argsort()
 
 
 def _inside(tensors: Tensors, position: int) -> dict[str, Tensor]:

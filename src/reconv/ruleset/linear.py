@@ -26,6 +26,7 @@ from reconv.spec import (
     Deform,
     Gate,
     Permute,
+    PixelShuffle,
     Shuffle,
     convs,
 )
@@ -70,6 +71,8 @@ def linear(block: Block, tensors: Tensors, dims: int | None = None) -> Linear:
             return _norm(tensors, dims or 1)
         case Shuffle() | Permute():
             raise NotOneError(f"it reorders channels: {block}")
+        case PixelShuffle():
+            raise NotOneError(f"it spreads channels over space: {block}")
         case Gate() | Deform() | Activation():
             raise NotOneError(f"it is not linear: {block}")
         case Chain():

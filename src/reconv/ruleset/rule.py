@@ -30,7 +30,11 @@ class Weights:
 
 
 class Rule(Protocol):
-    """One rewriting idea. Its document says when it is exact; `source` cites where it comes from."""
+    """One rewriting idea. Its document says when it is exact; `source` cites where it comes from.
+
+    An exact rule that may as well be slower says so by an attribute `where_faster = True`: a plan then keeps it at
+    those sites where it measured faster.
+    """
 
     @property
     def name(self) -> str: ...

@@ -1,6 +1,18 @@
 """What a convolution is: `ConvSpec`, `Block` and their folds. Free of torch."""
 
-from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
+from reconv.spec.block import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+    convs,
+)
 from reconv.spec.conv import ConvSpec
 from reconv.spec.cost import activation_bytes, macs, params, weight_bytes
 from reconv.spec.describe import Description, describe
@@ -18,6 +30,7 @@ __all__ = [
     "Description",
     "Gate",
     "Permute",
+    "PixelShuffle",
     "Shuffle",
     "activation_bytes",
     "convs",

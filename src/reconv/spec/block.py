@@ -71,6 +71,30 @@ class Permute(_Composite):
 
 
 @dataclass(frozen=True)
+class PixelShuffle(_Composite):
+    """Blocks of channels spread over space: y[n, c, s·p + r] = x[n, (c, r), p], with r below s along each axis.
+
+    Args:    factors: s of each spatial axis, which fixes the number of dimensions.
+             crop: (lo, hi) positions cut off the result along each axis; none of them: nothing.
+    Source:  Shi et al. 2016, arXiv:1609.05158
+    """
+
+    factors: tuple[int, ...]
+    crop: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factors", tuple(self.factors))
+        crop = tuple(tuple(ends) for ends in self.crop) or ((0, 0),) * len(self.factors)
+        object.__setattr__(self, "crop", crop)
+        if not 1 <= len(self.factors) <= 3 or not all(isinstance(s, int) and s >= 1 for s in self.factors):
+            raise conv_error("PixelShuffle", "factors must be 1, 2 or 3 integers >= 1", got={"factors": self.factors},
+                             also=ValueError)  # fmt: skip
+        if len(crop) != len(self.factors) or not all(isinstance(n, int) and n >= 0 for ends in crop for n in ends):
+            raise conv_error("PixelShuffle", "crop must be a pair of integers >= 0 for each factor",
+                             got={"crop": crop}, also=ValueError)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Gate(_Composite):
     """Squeeze-and-excitation: each channel times a learned weight. Source: Hu et al. 2017, arXiv:1709.01507."""
 
@@ -127,7 +151,7 @@ class Deform(_Composite):
         return self.conv.replace(out_channels=self.offset_groups * taps * per_tap, groups=1, bias=True)
 
 
-Block = ConvSpec | Chain | Branches | Shuffle | Permute | Gate | Deform | Activation | BatchNorm
+Block = ConvSpec | Chain | Branches | Shuffle | Permute | PixelShuffle | Gate | Deform | Activation | BatchNorm
 
 
 def _check_blocks(name: str, blocks: tuple[object, ...]) -> None:
@@ -153,7 +177,7 @@ def convs(block: Block) -> Iterator[ConvSpec]:
         case Deform():
             yield block.offset_conv
             yield block.conv
-        case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
+        case Shuffle() | Permute() | PixelShuffle() | Gate() | Activation() | BatchNorm():
             return
         case _:
             assert_never(block)

@@ -7,7 +7,18 @@ from math import prod
 from typing import assert_never
 
 from reconv.errors import conv_error
-from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle
+from reconv.spec.block import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+)
 from reconv.spec.conv import ConvSpec
 from reconv.spec.geometry import in_channels as taken_channels
 from reconv.spec.geometry import out_channels, output_shape
@@ -40,7 +51,7 @@ def params(block: Block, in_channels: int | None = None) -> int:
             return channels * hidden * 2 + hidden + channels
         case BatchNorm():
             return 2 * _known(in_channels, block)
-        case Shuffle() | Permute() | Activation():
+        case Shuffle() | Permute() | PixelShuffle() | Activation():
             return 0
         case _:
             assert_never(block)
@@ -78,7 +89,7 @@ def macs(block: Block, input_shape: Sequence[int]) -> int:
             return sum(macs(part, shape) for part in block.blocks)
         case Gate():
             return shape[0] * 2 * shape[1] * max(1, shape[1] // block.reduction)
-        case Shuffle() | Permute() | Activation() | BatchNorm():
+        case Shuffle() | Permute() | PixelShuffle() | Activation() | BatchNorm():
             return 0
         case _:
             assert_never(block)
@@ -105,7 +116,7 @@ def activation_bytes(block: Block, input_shape: Sequence[int], itemsize: int = 4
         case Deform():
             offsets = activation_bytes(block.offset_conv, shape, itemsize)
             return offsets + activation_bytes(block.conv, shape, itemsize)
-        case ConvSpec() | Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
+        case ConvSpec() | Shuffle() | Permute() | PixelShuffle() | Gate() | Activation() | BatchNorm():
             return prod(output_shape(block, shape)) * itemsize
         case _:
             assert_never(block)

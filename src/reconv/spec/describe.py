@@ -6,7 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle
+from reconv.spec.block import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+)
 from reconv.spec.conv import ConvSpec, Ints
 from reconv.spec.cost import macs, params
 from reconv.spec.geometry import output_shape
@@ -96,7 +107,7 @@ def _parts(block: Block, shape: Ints) -> Iterator[Part]:
             yield _part(block, block, shape, ((hidden, shape[1]), (shape[1], hidden)))
         case BatchNorm():
             yield _part(block, block, shape, ((shape[1],),))
-        case Shuffle() | Permute() | Activation():
+        case Shuffle() | Permute() | PixelShuffle() | Activation():
             yield _part(block, block, shape, ())
         case _:
             assert_never(block)

@@ -7,7 +7,19 @@ from math import prod
 from typing import assert_never
 
 from reconv.errors import conv_error
-from reconv.spec.block import Activation, BatchNorm, Block, Branches, Chain, Deform, Gate, Permute, Shuffle, convs
+from reconv.spec.block import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+    convs,
+)
 from reconv.spec.conv import ConvSpec, Ints
 
 
@@ -34,6 +46,8 @@ def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
         case Shuffle() | Permute() | Gate():
             _check_mixing(block, shape)
             return shape
+        case PixelShuffle():
+            return _shuffled(block, shape)
         case Activation() | BatchNorm():
             return shape
         case _:
@@ -54,6 +68,8 @@ def out_channels(block: Block, in_channels: int) -> int:
         case Branches():
             each = [out_channels(part, in_channels) for part in block.blocks]
             return sum(each) if block.join == "concat" else each[0]
+        case PixelShuffle():
+            return in_channels // prod(block.factors)
         case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return in_channels
         case _:
@@ -81,7 +97,7 @@ def in_channels(block: Block) -> int | None:
             return None
         case Branches():
             return next((channels for part in block.blocks if (channels := in_channels(part))), None)
-        case Shuffle() | Gate() | Activation() | BatchNorm():
+        case Shuffle() | PixelShuffle() | Gate() | Activation() | BatchNorm():
             return None
         case _:
             assert_never(block)
@@ -96,8 +112,22 @@ def receptive_field(block: Block, spatial_dims: int | None = None) -> Ints:
              >>> receptive_field(Chain(*[ConvSpec(in_channels=8, out_channels=8, kernel_size=(3, 3))] * 2))
              (5, 5)
     """
-    dims = spatial_dims or next((spec.spatial_dims for spec in convs(block)), 2)
+    dims = spatial_dims or dimensions(block) or 2
     return tuple(max(_widths(block, axis)) for axis in range(dims))
+
+
+def dimensions(block: Block) -> int | None:
+    """The number of spatial axes; None where no part tells it."""
+    return next((spec.spatial_dims for spec in convs(block)), None) or next(
+        (len(part.factors) for part in _pixel_shuffles(block)), None)  # fmt: skip
+
+
+def _pixel_shuffles(block: Block) -> Iterator[PixelShuffle]:
+    if isinstance(block, PixelShuffle):
+        yield block
+    elif isinstance(block, Chain | Branches):
+        for part in block.blocks:
+            yield from _pixel_shuffles(part)
 
 
 def axis_length(spec: ConvSpec, axis: int, length: int) -> int:
@@ -134,6 +164,18 @@ def _joined(block: Branches, shapes: list[Ints]) -> Ints:
     return first if block.join == "sum" else (first[0], sum(s[1] for s in shapes), *first[2:])
 
 
+def _shuffled(block: PixelShuffle, shape: Ints) -> Ints:
+    every = prod(block.factors)
+    if len(shape) != len(block.factors) + 2 or shape[1] % every:
+        raise conv_error("output_shape", f"the input must be (N, a multiple of {every}, {len(block.factors)} spatial "
+                         "axes)", got={"input_shape": shape}, spec=block, also=RuntimeError)  # fmt: skip
+    lengths = tuple(s * n - sum(ends) for s, n, ends in zip(block.factors, shape[2:], block.crop, strict=True))
+    if any(n < 1 for n in lengths):
+        raise conv_error("output_shape", "the crop must leave some of the output", got={"input_shape": shape},
+                         spec=block, also=RuntimeError)  # fmt: skip
+    return (shape[0], shape[1] // every, *lengths)
+
+
 def _check_mixing(block: Shuffle | Permute | Gate, shape: Ints) -> None:
     channels = shape[1]
     if (isinstance(block, Shuffle) and channels % block.groups) or (
@@ -144,8 +186,10 @@ def _check_mixing(block: Shuffle | Permute | Gate, shape: Ints) -> None:
 
 
 def _widths(block: Block, axis: int) -> Iterator[int]:
-    """Extent of what is seen by each output position, over one period of the transposed strides."""
-    for position in range(prod(spec.stride[axis] for spec in convs(block) if spec.transposed)):
+    """Extent of what is seen by each output position, over one period of what makes maps larger."""
+    factors = [spec.stride[axis] for spec in convs(block) if spec.transposed]
+    factors += [part.factors[axis] for part in _pixel_shuffles(block)]
+    for position in range(prod(factors)):
         seen = _seen(block, axis, {position})
         yield max(seen) - min(seen) + 1 if seen else 1
 
@@ -163,6 +207,8 @@ def _seen(block: Block, axis: int, positions: set[int]) -> set[int]:
             return positions
         case Branches():
             return set().union(*(_seen(part, axis, positions) for part in block.blocks))
+        case PixelShuffle():
+            return {(p + block.crop[axis][0]) // block.factors[axis] for p in positions}
         case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return positions
         case _:

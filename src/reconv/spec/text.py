@@ -3,7 +3,7 @@
 ic64oc128k3x3s2p1d2g4        a convolution; defaults (s1 p0 d1 g1) are left out
 …t op1x1 · nb · mreflect     transposed with output padding · no bias · padding mode (written without spaces)
 A -> B   (A | B)   (A + B)   a chain, branches concatenated, branches summed
-shuffle(4) permute(64) se(16) deform(A, og1, mask) bn relu gelu …
+shuffle(4) permute(64) pixel_shuffle(2x2, crop1:0) se(16) deform(A, og1, mask) bn relu gelu …
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from reconv.spec.block import (
     Deform,
     Gate,
     Permute,
+    PixelShuffle,
     Shuffle,
 )
 from reconv.spec.conv import PADDING_MODES, ConvSpec, Ints, Pads
@@ -35,7 +36,8 @@ _CONV = re.compile(
     rf"(?:d(?P<d>{_N}(?:x{_N})*))?(?:g(?P<g>{_N}))?"
     rf"(?P<t>t(?:op(?P<op>{_N}(?:x{_N})*))?)?(?P<nb>nb)?(?:m(?P<m>{_MODES}))?"
 )
-_TOKEN = re.compile(r"\s*(->|[|+(),]|[a-z][a-z0-9_:]*|[0-9]+)")
+_CROP = re.compile(rf"crop({_N}(?::{_N})?(?:x{_N}(?::{_N})?)*)")
+_TOKEN = re.compile(r"\s*(->|[|+(),]|[a-z][a-z0-9_:]*|[0-9]+(?:x[0-9]+)*)")
 _NUMBERED: dict[str, Callable[[int], Block]] = {"shuffle": Shuffle, "permute": Permute, "se": Gate}
 MAX_TEXT, MAX_DEPTH = 100_000, 50
 
@@ -73,6 +75,9 @@ def block_text(block: Block) -> str:
             return f"shuffle({block.groups})"
         case Permute():
             return f"permute({block.channels})"
+        case PixelShuffle():
+            crop = f", crop{_pads_text(block.crop)}" if any(map(any, block.crop)) else ""
+            return f"pixel_shuffle({_each(block.factors)}{crop})"
         case Gate():
             return f"se({block.reduction})"
         case Activation():
@@ -120,9 +125,9 @@ def _ints(text: str | None, default: int) -> int | Ints:
     return values[0] if len(values) == 1 else values
 
 
-def _pads(text: str | None) -> object:
+def _pads(text: str | None) -> Pads:
     if text is None:
-        return 0
+        return ((0, 0),)
     pairs = []
     for part in text.split("x"):
         lo, _, hi = part.partition(":")
@@ -155,6 +160,8 @@ class _Parser:
             return self.branches()
         if token == "deform":
             return self.deform()
+        if token == "pixel_shuffle":
+            return self.pixel_shuffle()
         if token in ACTIVATIONS:
             return Activation(token)
         if token == "bn":
@@ -195,6 +202,21 @@ class _Parser:
                 raise self.wrong("deform takes og<number> and mask")
         self.expect(")")
         return Deform(conv, offset_groups, modulated)
+
+    def pixel_shuffle(self) -> Block:
+        self.expect("(")
+        if not re.fullmatch(rf"{_N}(?:x{_N}){{0,2}}", factors := self.take()):
+            raise self.wrong("pixel_shuffle takes a factor per axis, such as 2x2")
+        each = tuple(map(int, factors.split("x")))
+        crop: Pads = ()
+        if self.peek() == ",":
+            self.take()
+            if not (found := _CROP.fullmatch(self.take())):
+                raise self.wrong("the crop is written like crop1 or crop0:1x2")
+            pairs = _pads(found[1])
+            crop = pairs * len(each) if len(pairs) == 1 else pairs
+        self.expect(")")
+        return PixelShuffle(each, crop)
 
     def conv(self, token: str) -> ConvSpec:
         found = _CONV.fullmatch(token)
