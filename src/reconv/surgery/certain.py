@@ -14,6 +14,8 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from torch import fx, nn
 
@@ -80,7 +82,7 @@ def _by_trace(holder: nn.Module, first: str, follower: str) -> str | None:
 
 
 # -- by the source ----------------------------------------------------------------------------------------
-def _by_source(holder: type[nn.Module], first: str, follower: str) -> str | None:
+def _by_source(holder: Any, first: str, follower: str) -> str | None:
     """Why the source of a class does not tell that `self.follower` always and alone reads `self.first`."""
     classes = _sources(holder)
     if classes is None:
@@ -92,12 +94,11 @@ def _by_source(holder: type[nn.Module], first: str, follower: str) -> str | None
         if isinstance(node, ast.Attribute) and node.attr in uses:
             uses[node.attr] += 1
         pairs += _is_pair(node, first, follower)
-    return (
-        None if pairs and uses == {first: pairs, follower: pairs} else f"{holder.__name__} uses them in other ways, too"
-    )
+    known = pairs and uses == {first: pairs, follower: pairs}
+    return None if known else f"{holder.__name__} uses them in other ways, too"
 
 
-def _is_pair(node: ast.AST | Pair, first: str, follower: str) -> bool:
+def _is_pair(node: Part, first: str, follower: str) -> bool:
     """`self.follower(self.first(…))`; or `y = self.first(…)`, then a `y = …` where y is only in `self.follower(y)`."""
     if isinstance(node, ast.Call):
         return _calls(node, follower) and len(node.args) == 1 and not node.keywords and _calls(node.args[0], first)
@@ -114,7 +115,7 @@ def _is_pair(node: ast.AST | Pair, first: str, follower: str) -> bool:
     return False
 
 
-def _calls(node: ast.AST, name: str) -> bool:
+def _calls(node: object, name: str) -> TypeGuard[ast.Call]:
     """Whether it is `self.name(…)`."""
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name(id="self"), attr=attr)):
@@ -128,7 +129,7 @@ def _reached(model: nn.Module, path: Sequence[str], leaves: set[str]) -> str | N
     numbered = any(leaf.isdigit() for leaf in leaves)
     held = next((name for name in reversed(path) if not name.isdigit()), None)
     for depth in range(len(path)):
-        above = type(model.get_submodule(".".join(path[:depth])))
+        above: Any = type(model.get_submodule(".".join(path[:depth])))
         if above.__module__.startswith("torch.nn."):
             continue
         classes = _sources(above)
@@ -146,22 +147,22 @@ def _reached(model: nn.Module, path: Sequence[str], leaves: set[str]) -> str | N
 
 
 # -- sources ----------------------------------------------------------------------------------------------
-class _Bare(ast.AST):
+class _Bare:
     """`self` in another place than before a dot."""
 
 
-class _Held(ast.AST):
+@dataclass(frozen=True)
+class _Held:
     """An attribute that is not called."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.name = name
+    name: str
 
 
 Pair = tuple[ast.stmt, ast.stmt]
+Part = ast.AST | Pair | _Bare | _Held
 
 
-def _parts(method: ast.AST) -> Iterator[ast.AST | Pair]:
+def _parts(method: ast.AST) -> Iterator[Part]:
     """All nodes, and what they are to each other: statements that follow one another, `_Bare` and `_Held`."""
     nodes = list(ast.walk(method))
     dotted = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
@@ -187,7 +188,7 @@ def _methods(classes: Sequence[ast.Module]) -> Iterator[ast.AST]:
 
 
 @functools.cache
-def _sources(kind: type[nn.Module]) -> list[ast.Module] | None:
+def _sources(kind: Any) -> list[ast.Module] | None:
     """The parsed sources of a class and of those it comes from, up to nn.Module; None where one is not at hand."""
     found = []
     for each in kind.__mro__:

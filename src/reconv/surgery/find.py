@@ -191,7 +191,7 @@ def _activation_kind(trace: Trace, module: nn.Module, runs: list[Run], norm: Nor
     parent = trace.model.get_submodule(activation.rpartition(".")[0])
     if isinstance(parent, ChainLayer):  # fused already
         return None
-    if _doubt(trace, *before or [module], relu):
+    if _doubt(trace, before[0] if before else module, relu):
         return None
     mine = {id(producer) for producer in before or runs}
     return "relu" if all(id(producer) in mine for m, producer in trace.relu_calls if m is relu) else None
