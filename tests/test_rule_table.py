@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from cases import RULE_CASES, RULE_TABLE, TOLERANCES, RuleCase, RuleRow
@@ -88,3 +91,16 @@ def firsts(model: nn.Module, case: RuleCase, row: RuleRow) -> list[tuple[Proposa
 def moved(student: nn.Module, model: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         return distance(student(x.clone()).double(), model(x.clone()).double())
+
+
+def test_the_page_shows_this_table():
+    """Else: python docs/rule_table.py"""
+    docs = Path(__file__).parents[1] / "docs"
+    assert (docs / "rules.md").read_text() == runpy.run_path(str(docs / "rule_table.py"))["page"]()
+
+
+def test_refusals_are_few():
+    refused = [cell for row in RULE_TABLE.values() for cell in row.cells.values()]
+    cells = len(RULE_TABLE) * len(RULE_CASES)
+    assert len(refused) <= 0.25 * cells
+    assert sum(not cell.never for cell in refused) <= 0.1 * cells

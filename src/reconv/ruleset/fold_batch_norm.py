@@ -54,7 +54,7 @@ class FoldBatchNorm:
         if not bool(torch.isfinite(site.norm.scale).all() & torch.isfinite(site.norm.shift).all()):
             return f"the batch norm {site.norm.name} holds NaN or Inf"
         return (
-            None if _folds(site.block) else f"its output does not come from convolutions or norms alone: {site.block}"
+            None if _folds(site.block) else f"what gives its output cannot be scaled: {site.block}"
         )
 
     def propose(self, site: Site) -> Iterable[Proposal]:
