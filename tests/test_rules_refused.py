@@ -52,8 +52,8 @@ def test_composites_are_refused_by_the_smaller_rules(rule):
 @pytest.mark.parametrize("site, reason", [
     (make_site("ic4oc6k3x3"), "no batch norm follows"),
     (make_site("ic4oc6k3x3", norm_refusal="its output is used twice"), "its output is used twice"),
-    (make_site("ic4oc6k3 -> relu", norm=True), "its output does not come from convolutions alone: ic4oc6k3 -> relu"),
-    (make_site("ic4oc6k3 -> se(2)", norm=True), "its output does not come from convolutions alone: ic4oc6k3 -> se(2)"),
+    (make_site("ic4oc6k3 -> relu", norm=True), "what gives its output cannot be scaled: ic4oc6k3 -> relu"),
+    (make_site("ic4oc6k3 -> se(2)", norm=True), "what gives its output cannot be scaled: ic4oc6k3 -> se(2)"),
     (make_site("ic4oc6k3x3", norm=True).after(parse("ic4oc6k3x3"), {}, ("norm",)), "its batch norm is folded already"),
 ])  # fmt: skip
 def test_fold_batch_norm_says_why_not(site, reason):

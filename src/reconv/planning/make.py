@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, Feed
 from reconv.errors import conv_error
+from reconv.planning.additions import ADDING, additions
 from reconv.planning.budget import Budget
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.search import cheapest, choose
@@ -47,7 +48,8 @@ def plan(
 
     Every proposal of every rule is timed in its site's place, those on the front are probed for how far the network's
     output moves, a multiple-choice knapsack picks one a site, and the whole network is measured and the choice
-    corrected until the budget holds. Nothing that measured slower is kept.
+    corrected until the budget holds. Nothing that measured slower is kept. Without a budget, rules of the groups
+    "stronger" and "denser" are applied wherever they are not refused, one a site, the first of them that serves it.
 
     Args:    budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
              data: calibration inputs; None: errors are measured on `example_inputs`.
@@ -66,11 +68,14 @@ def plan(
     bench = Workbench(model, inputs, meant, found, engine, calibration, restat=data is not None)
     planner = _Planner(bench, limits, _now(model, network, count), _forced(rules, limits), progress or _silent)
     outcome, tables = planner.search(rewriting if limits else [])
+    adding = [] if limits else [r for r in rewriting if r.group in ADDING]
+    outcome, unserved = planner.added(outcome, adding)
     reasons = planner.unmet(outcome)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
     if rewriting and not limits:
-        refusals += [Refusal("*", r.name, "it needs a budget, such as latency=0.5") for r in rewriting]
-    refusals += [*_agreed(tables), *_exact_refusals(bench, outcome)]
+        refusals += [Refusal("*", r.name, "it needs a budget, such as latency=0.5") for r in rewriting
+                     if r not in adding]  # fmt: skip
+    refusals += [*unserved, *_agreed(tables), *_exact_refusals(bench, outcome)]
     edits = bench.timed(outcome.edits, outcome.layout)
     bench.cache.close()
     return Plan(edits, tuple(refusals), {"ref": ref, "hash": structure_hash(model)}, limits.text, engine.name,
@@ -100,6 +105,16 @@ class _Planner:
                 tables.append(measure(self.bench, rules, start.layout, gains, self.progress))
                 best = self.corrected(tables[-1], start, best)
         return best, tables
+
+    def added(self, without: Outcome, rules: Sequence[Rule]) -> tuple[Outcome, list[Refusal]]:
+        """The network with what these rules add, slower or not, in its fastest memory format; and their refusals."""
+        edits, refusals = additions(self.bench.sites.values(), rules)
+        if not edits:
+            return without, refusals
+        judged = [outcome for layout in self.bench.layouts if (outcome := self.bench.judge(edits, layout))]
+        if not judged:
+            return without, refusals + [Refusal(e.site, e.rule, "the network does not run with it") for e in edits]
+        return min(judged, key=lambda outcome: outcome.ratio), refusals
 
     def hopeless(self, layout: str, best: Outcome) -> bool:
         """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""

@@ -39,7 +39,7 @@ class FoldBatchNorm:
         shift[o] = β[o] − scale[o] · μ[o]     b'[o] = scale[o] · b[o] + shift[o]
 
     Exact, up to rounding, in evaluation; any padding, transposed ones as well. In a composite block it goes into those
-    convolutions that give the output.
+    convolutions that give the output, or into the block's own batch norms there.
 
     Source:  Jacob et al. 2017, arXiv:1712.05877, section 3.2
     """
@@ -55,7 +55,9 @@ class FoldBatchNorm:
             return reason
         if not bool(torch.isfinite(site.norm.scale).all() & torch.isfinite(site.norm.shift).all()):
             return f"the batch norm {site.norm.name} holds NaN or Inf"
-        return None if _folds(site.block) else f"its output does not come from convolutions alone: {site.block}"
+        return (
+            None if _folds(site.block) else f"what gives its output cannot be scaled: {site.block}"
+        )
 
     def propose(self, site: Site) -> Iterable[Proposal]:
         return self.full(site)
@@ -86,7 +88,7 @@ def scale_output(block: Block, tensors: Tensors, scale: Tensor, shift: Tensor | 
 
     Args:    tensors: the state dict of the block's layer.
              scale, shift: (channels of the output,), float64; no shift: nothing is added.
-    Raises:  ConvError: when the output does not come from convolutions alone.
+    Raises:  ConvError: when the output does not come from convolutions and batch norms alone.
     """
     match block:
         case ConvSpec():
@@ -95,8 +97,11 @@ def scale_output(block: Block, tensors: Tensors, scale: Tensor, shift: Tensor | 
             return _scale_chain(block, tensors, scale, shift)
         case Branches():
             return _scale_branches(block, tensors, scale, shift)
-        case Shuffle() | Permute() | PixelShuffle() | Gate() | Deform() | Activation() | BatchNorm():
-            raise conv_error("scale_output", "the output must come from convolutions", spec=block, also=ValueError)
+        case BatchNorm():
+            return block, _scale_norm(tensors, scale, shift)
+        case Shuffle() | Permute() | PixelShuffle() | Gate() | Deform() | Activation():
+            raise conv_error("scale_output", "the output must come from convolutions or batch norms", spec=block,
+                             also=ValueError)  # fmt: skip
         case _:
             assert_never(block)
 
@@ -109,6 +114,12 @@ def _scale_conv(spec: ConvSpec, tensors: Tensors, scale: Tensor, shift: Tensor |
     if shift is not None:
         result["bias"] = result["bias"] + shift if spec.bias else shift.clone()
     return spec.replace(bias="bias" in result), result
+
+
+def _scale_norm(tensors: Tensors, scale: Tensor, shift: Tensor | None) -> Tensors:
+    """Its own γ and β, times the scale."""
+    bias = float64(tensors["bias"]) * scale
+    return {**tensors, "weight": float64(tensors["weight"]) * scale, "bias": bias if shift is None else bias + shift}
 
 
 def _scale_chain(chain: Chain, tensors: Tensors, scale: Tensor, shift: Tensor | None) -> tuple[Block, Tensors]:
@@ -141,13 +152,13 @@ def _scale_branches(block: Branches, tensors: Tensors, scale: Tensor, shift: Ten
 
 def _folds(block: Block) -> bool:
     match block:
-        case ConvSpec():
+        case ConvSpec() | BatchNorm():
             return True
         case Chain():
             return _folds(block.blocks[_last_computing(block)])
         case Branches():
             return all(_folds(branch) for branch in block.blocks)
-        case Shuffle() | Permute() | PixelShuffle() | Gate() | Deform() | Activation() | BatchNorm():
+        case Shuffle() | Permute() | PixelShuffle() | Gate() | Deform() | Activation():
             return False
         case _:
             assert_never(block)

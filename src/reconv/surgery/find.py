@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from reconv.errors import conv_error
 from reconv.layers.compose import ChainLayer
 from reconv.layers.described import Described
+from reconv.surgery.certain import doubt
 from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
 from reconv.surgery.norms import after_normalising, normalises
 from reconv.surgery.sites import DEFORMABLE, ConvCall, Norm, Site
@@ -126,8 +127,8 @@ def _norm(trace: Trace, module: nn.Module, runs: list[Run]) -> tuple[Norm | None
         several = sum(isinstance(c, nn.modules.batchnorm._BatchNorm) for c in consumers.values()) > 1
         return None, "different batch norms follow it" if several else "no batch norm alone follows it"
     name = trace.name_of(norm)
-    if trace.reads_values:
-        return None, "the forward pass decides by values, so that what follows is not certain"
+    if reason := _doubt(trace, module, norm):
+        return None, f"the forward pass decides by values, so that what follows is not certain: {reason}"
     if user_hooks(module) or user_hooks(norm):
         return None, "a hook watches what stands between it and its batch norm"
     if any(len(r.consumers) != 1 or r.returned for r in runs):
@@ -139,6 +140,11 @@ def _norm(trace: Trace, module: nn.Module, runs: list[Run]) -> tuple[Norm | None
     if norm.running_mean is None or norm.running_var is None:
         return None, f"batch norm {name} keeps no running statistics"
     return affine(name, norm), None
+
+
+def _doubt(trace: Trace, first: nn.Module, follower: nn.Module) -> str | None:
+    """Why another pass might not have the one after the other as this pass had; None: each pass has."""
+    return doubt(trace.model, first, follower, trace.within[first]) if trace.reads_values else None
 
 
 def affine(name: str, norm: nn.Module) -> Norm:
@@ -177,13 +183,15 @@ def _activation(trace: Trace, runs: list[Run], norm: Norm | None) -> str | None:
 def _activation_kind(trace: Trace, module: nn.Module, runs: list[Run], norm: Norm | None,
                      activation: str | None) -> str | None:  # fmt: skip
     """ "relu" where that module could as well be a part of the convolution: nobody else needs it or sees its input."""
-    if activation is None or trace.reads_values or any(len(r.consumers) != 1 or r.returned for r in runs):
+    if activation is None or any(len(r.consumers) != 1 or r.returned for r in runs):
         return None
     relu, *before = (trace.model.get_submodule(name) for name in (activation, *([norm.name] if norm else [])))
     if type(relu) is not nn.ReLU or "forward" in vars(relu) or any(map(user_hooks, (module, relu, *before))):
         return None
     parent = trace.model.get_submodule(activation.rpartition(".")[0])
     if isinstance(parent, ChainLayer):  # fused already
+        return None
+    if _doubt(trace, before[0] if before else module, relu):
         return None
     mine = {id(producer) for producer in before or runs}
     return "relu" if all(id(producer) in mine for m, producer in trace.relu_calls if m is relu) else None

@@ -60,6 +60,7 @@ class Trace(TorchDispatchMode):
         self.names = {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
         self.hooked = {m for m in model.modules() if user_hooks(m)}
         self.stack: list[nn.Module] = []
+        self.within: dict[nn.Module, list[set[nn.Module]]] = {}  # what was running at each run of a module
         self.runs: list[Run] = []
         self.reads_values = False
         self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # conv or norm output -> its Run or norm module
@@ -98,6 +99,7 @@ class Trace(TorchDispatchMode):
     # -- modules ----------------------------------------------------------------------------------
     def watch(self, module: nn.Module) -> list[Any]:
         def enter(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.within.setdefault(m, []).append(set(self.stack))
             self.stack.append(m)
             if m in self.hooked:
                 self.note_shown((args, kwargs))
