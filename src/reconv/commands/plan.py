@@ -67,6 +67,7 @@ def verdict(plan: Plan) -> str:
     changes = f"{len(plan.edits)} {'layer changes' if len(plan.edits) == 1 else 'layers change'}"
     layout = "" if plan.layout == "contiguous" else f", {plan.layout} memory layout"
     ratio = layout + ("" if plan.latency_ratio is None else f", latency ×{plan.latency_ratio:.3g}")
+    ratio += f", fitted to {plan.fit}" if plan.edits else ""
     if not plan.budget:
         return f"{changes}{ratio}."
     if plan.met:

@@ -11,8 +11,10 @@ from reconv.data import seeded
 from reconv.errors import conv_error
 from reconv.layers import Absorbed, build
 from reconv.layers.sequence import quicken
+from reconv.planning.gathering import Lessons
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule, rule_named
+from reconv.ruleset.refine import started
 from reconv.ruleset.rule import Proposal
 from reconv.spec import Block
 from reconv.surgery import Site, applied, clone, swap
@@ -57,21 +59,31 @@ def aliases(model: nn.Module, name: str) -> list[str]:
 
 
 class Fit:
-    """Starting weights of edits, by the rules that made them."""
+    """Starting weights of edits, by the rules that made them.
 
-    def __init__(self, rules: Sequence[Rule] = RULES) -> None:
+    Args:    lessons: the original network and inputs, on whose responses "smaller" rules are fitted, each with what
+             the network rewritten before it gives there; None: they are fitted to the weights alone.
+    """
+
+    def __init__(self, rules: Sequence[Rule] = RULES, lessons: Lessons | None = None) -> None:
         self.rules = {rule.name: rule for rule in (*RULES, *rules)}
+        self.lessons = lessons
 
-    def __call__(self, site: Site, edit: Edit) -> dict[str, Tensor]:
+    def __call__(self, site: Site, edit: Edit, student: nn.Module | None = None,
+                 before: Sequence[Site] = ()) -> Mapping[str, Tensor]:  # fmt: skip
+        """Args:    student: the network with the sites `before` already rewritten."""
         rule = self.rules.get(edit.rule) or rule_named(edit.rule)
         if rule is None:
             raise conv_error("apply", "the plan's rules must be known", got={"site": edit.site, "rule": edit.rule},
                              do="Install the package that has it, or pass the rule itself.",
                              also=ValueError)  # fmt: skip
-        return rule.init(site, Proposal(edit.rule, edit.block, edit.absorbs)).tensors
+        seen = None
+        if self.lessons is not None and student is not None and rule.group == "smaller":
+            seen = self.lessons.responses(student, site, before)
+        return started(rule, site, Proposal(edit.rule, edit.block, edit.absorbs), seen).tensors
 
 
-Fitting = Callable[[Site, Edit], Mapping[str, Tensor]]
+Fitting = Callable[[Site, Edit, nn.Module, Sequence[Site]], Mapping[str, Tensor]]
 
 
 def apply_edits(
@@ -82,15 +94,17 @@ def apply_edits(
     Raises:  ConvError: when the plan names a site that the network does not have, or a rule refuses.
     """
     now = dict(sites)
+    before: list[Site] = []
     for edit in edits:
         site = now.get(edit.site)
         if site is None:
             raise conv_error("apply", "each site of the plan must be a convolution of the network",
                              got={"site": edit.site}, do=f"The network has {', '.join(now)}.",
                              also=ValueError)  # fmt: skip
-        tensors = dict(fit(site, edit))
+        tensors = dict(fit(site, edit, model, before))
         model = place(model, site.names, edit.block, tensors, edit.absorbs)
         now[edit.site] = site.after(edit.block, tensors, edit.absorbs)
+        before.append(now[edit.site])
     return model, now
 
 

@@ -52,7 +52,8 @@ def plan(
     "stronger" and "denser" are applied wherever they are not refused, one a site, the first of them that serves it.
 
     Args:    budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
-             data: calibration inputs; None: errors are measured on `example_inputs`.
+             data: calibration inputs, on whose responses smaller layers are fitted; None: errors are measured on
+             `example_inputs`, and layers are fitted to the weights alone.
              target: the engine that times; rules: names, groups or Rules; sites: globs of module names.
              ref: what the command line calls the network, to be noted. progress: called with (what, done, of how many).
     Returns: a Plan; `met` says whether the budget holds, `reason` why not, `refusals` why sites stay as they are.
@@ -79,7 +80,8 @@ def plan(
     edits = bench.timed(outcome.edits, outcome.layout)
     bench.cache.close()
     return Plan(edits, tuple(refusals), {"ref": ref, "hash": structure_hash(model)}, limits.text, engine.name,
-                outcome.layout, not reasons, "; ".join(reasons) or None, outcome.ratio)  # fmt: skip
+                outcome.layout, not reasons, "; ".join(reasons) or None, outcome.ratio,
+                "weights" if data is None else "responses")  # fmt: skip
 
 
 class _Planner:

@@ -14,6 +14,7 @@ from reconv.spec import Block, parse
 from reconv.targets import LAYOUTS
 
 FORMAT = 1
+FITS = ("weights", "responses")
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Plan:
     Args:    model: {"ref": what the command line called it, "hash": of its structure}.
              budget: as given, in its text form; None for none.
              layout: memory format in which the whole network measured fastest.
+             fit: what the errors of its edits were measured after: a fit on the "responses" of the layers to real
+             inputs, or, without data, to their "weights" alone.
              met, reason: whether the budget holds, as measured on the whole network, and if not, why.
     Example:
              >>> Plan.from_dict(Plan().to_dict()) == Plan()
@@ -72,11 +75,13 @@ class Plan:
     met: bool = True
     reason: str | None = None
     latency_ratio: float | None = None
+    fit: str = "weights"
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT, "model": dict(self.model), "budget": self.budget, "target": self.target,
             "layout": self.layout, "met": self.met, "reason": self.reason, "latency_ratio": self.latency_ratio,
+            "fit": self.fit,
             "edits": [e.to_dict() for e in self.edits], "refusals": [r.to_dict() for r in self.refusals],
         }  # fmt: skip
 
@@ -90,6 +95,8 @@ class Plan:
         known = {name: _typed(data, name) for name in _TYPES if name in data}
         if known.get("layout", LAYOUTS[0]) not in LAYOUTS:
             raise _wrong(f"layout must be one of {', '.join(LAYOUTS)}", {"layout": known["layout"]})
+        if known.get("fit", FITS[0]) not in FITS:
+            raise _wrong(f"fit must be one of {', '.join(FITS)}", {"fit": known["fit"]})
         for name, read in (("edits", _edit), ("refusals", _refusal)):
             known[name] = tuple(_read(read, each, f"{name}[{i}]") for i, each in enumerate(known.get(name, [])))
         return cls(**known)
@@ -115,6 +122,7 @@ def _wrong(must: str, got: Mapping[str, object]) -> ConvError:
 _TYPES: dict[str, tuple[type, ...]] = {
     "edits": (list,), "refusals": (list,), "model": (dict,), "budget": (str, NoneType), "target": (str,),
     "layout": (str,), "met": (bool,), "reason": (str, NoneType), "latency_ratio": (int, float, NoneType),
+    "fit": (str,),
 }  # fmt: skip
 
 

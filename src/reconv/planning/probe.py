@@ -46,7 +46,7 @@ class Probe:
                  prefix: of the model, of which at most one layer was edited.
         """
         outputs = []
-        with torch.no_grad(), _batch_statistics(norm if self.can_restat else None):
+        with torch.no_grad(), batch_statistics(norm if self.can_restat else None):
             for number, batch in enumerate(self.batches):
                 prefix.rewind(number)
                 outputs.append(model(*fresh(batch.inputs)))
@@ -113,7 +113,7 @@ class Prefix:
 
 
 @contextmanager
-def _batch_statistics(norm: nn.Module | None) -> Iterator[None]:
+def batch_statistics(norm: nn.Module | None) -> Iterator[None]:
     """The batch norm normalises by its batch; its running statistics stay as they are."""
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
         yield

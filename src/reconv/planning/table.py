@@ -80,6 +80,7 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         _note_losers(site, rules, rows, gaining, kept, gains, table)
         fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in gaining]
         front = _spread(_front(fitted), {b for name, b in bench.errors if name == site.name})
+        front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table

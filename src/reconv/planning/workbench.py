@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from reconv.data import Batch, seeded
 from reconv.layers import build
 from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
 from reconv.ruleset import Rule
+from reconv.ruleset.refine import started
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block
 from reconv.surgery import Site, clone, fresh
@@ -33,6 +35,7 @@ from reconv.targets import (
 
 SECONDS = 2.0  # to measure one set of networks
 FASTER = 0.97  # an exact rule that may as well be slower must measure faster than this part, in each site's place
+FIT_WORK = 1e10  # multiply-accumulates that the fit of a proposal on responses may take, beyond the first few steps
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,36 @@ class Workbench:
         self.exact_rules = [rule for rule in rules if rule.group == "exact"]
         self.cache = LatencyCache()
         self.probe = Probe(self.original, calibration)
+        self.responses = Gathered(self.original, calibration, sites) if restat else None
         self.weights: dict[tuple[str, Block], Weights] = {}
+        self.improved: set[tuple[str, Block]] = set()  # the weights that are improved on responses already
         self.forms: dict[tuple[str, Block], Block] = {}
         self.errors: dict[tuple[str, Block], float | str] = {}  # of the output, or what the network raised
 
-    def fit(self, site: Site, edit: Edit) -> dict[str, Tensor]:
+    def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Mapping[str, Tensor]:
         """The starting weights of an edit, from the table where it made them."""
         known = self.weights.get((site.name, edit.block))
         return known.tensors if known else Fit(self.rules)(site, edit)
 
     def weights_of(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
-        """The starting weights of a proposal, fitted once."""
+        """The starting weights of a proposal, fitted once; with data, judged by the responses."""
         key = (site.name, proposal.block)
         if key not in self.weights:
-            self.weights[key] = rule.init(site, proposal)
+            self.weights[key] = self._started(site, proposal, rule, 0.0)
         return self.weights[key]
+
+    def refined(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
+        """The same, with data also improved on the responses, once."""
+        key = (site.name, proposal.block)
+        if self.responses is not None and key not in self.improved:
+            self.weights[key] = self._started(site, proposal, rule, FIT_WORK)
+            self.improved.add(key)
+        return self.weights_of(site, proposal, rule)
+
+    def _started(self, site: Site, proposal: Proposal, rule: Rule, work: float) -> Weights:
+        """Fitted on the responses of the unedited network at this site, where they are known."""
+        seen = self.responses.of(site) if self.responses and rule.group == "smaller" else None
+        return started(rule, site, proposal, seen and replace(seen, work=work))
 
     @seeded(0)  # the user's random numbers stay as they are
     def finished(self, site: Site, block: Block) -> Block:

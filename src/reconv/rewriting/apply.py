@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from reconv.data import Feed
 from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.gathering import Lessons, samples_for
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule, rule_named
 from reconv.surgery import Site, clone, find_sites, tensors_of
@@ -29,7 +30,8 @@ def apply(
 ) -> nn.Module:
     """A new network with the plan's edits, each started from the trained weights; `model` is untouched.
 
-    Args:    data: inputs from which batch-norm statistics are re-estimated after layers changed; None: they stay.
+    Args:    data: inputs on whose responses smaller layers are fitted, and from which batch-norm statistics are
+             re-estimated after layers changed; None: layers are fitted to the weights alone, statistics stay.
              rules: where the plan uses rules that are neither reconv's own nor an installed package's.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
     Example:
@@ -50,7 +52,8 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
     """The edits that change values, with re-estimated statistics: what recovery starts from."""
     sites = {site.name: site for site in find_sites(model, inputs).sites}
     edits = [e for e in plan.edits if not _exact(e, rules)]
-    student, sites = apply_edits(clone(model), sites, edits, Fit(rules))
+    lessons = None if feed is None else Lessons(clone(model).eval(), samples_for(feed, sites, seed))
+    student, sites = apply_edits(clone(model), sites, edits, Fit(rules, lessons))
     if edits and feed is not None:
         reestimate(student, feed.head(STATISTICS, seed))
     return student, sites

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reconv.ruleset.canonical import float64, rounded
 from reconv.ruleset.offers import foreign, must_serve, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Branches, ConvSpec
 from reconv.surgery.sites import Site
@@ -49,7 +50,7 @@ class Addition(ABC):
         must_serve(self, site)
         return tuple(Proposal(self.name, block) for block in dict.fromkeys(self.blocks(site)))
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         if proposal not in self.full(site):
             raise foreign(self, site, proposal)
         tensors = as_of(site, self.start(site, proposal.block))

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import prod
 
-from torch import Tensor
-
 from reconv.ruleset.canonical import chained, dense, low_rank, once, pack, thin_basis
 from reconv.ruleset.offers import cheaper, foreign, must_serve, ranks, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Chain, ConvSpec
 from reconv.surgery.sites import Site
@@ -64,7 +63,7 @@ class Asymmetric:
         early, late = spec.along(first), spec.along(_rest(spec, first))
         return Proposal(self.name, Chain(early.replace(out_channels=mid, bias=False), late.replace(in_channels=mid)))
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         form = _form(site.spec, proposal.block)
         if form is None or self.at(site, *form) != proposal or form[1] > full_rank(site.spec, form[0]):

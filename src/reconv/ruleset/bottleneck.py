@@ -10,6 +10,8 @@ from torch import Tensor
 
 from reconv.ruleset.canonical import chained, dense, left_basis, low_rank, once, pack, thin_basis
 from reconv.ruleset.offers import cheaper, foreign, must_serve, pointwise, ranks, unfit
+from reconv.ruleset.refine import metric
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Chain, ConvSpec
 from reconv.surgery.sites import Site
@@ -72,13 +74,18 @@ class Bottleneck:
             parts.append(pointwise(spec, mid_out, spec.out_channels, bias=spec.bias))
         return Proposal(self.name, Chain(*parts))
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         form = _form(site.spec, proposal.block)
         if form is None or self.at(site, *form) != proposal or not _within(site.spec, *form):
             raise foreign(self, site, proposal)
         ones = [1] * site.spec.spatial_dims
-        back, core, front = _factors(site, dense(site), *form)
+        if activations is not None and form[0] is not None and form[1] is None:  # in closed form on responses, too
+            left, right = metric(site, activations).low_rank(form[0])
+            factors: Factors = left, right.reshape(*right.shape[:2], -1, *site.spec.kernel_size), None
+        else:
+            factors = _factors(site, dense(site), *form)
+        back, core, front = factors
         thin = [None if part is None else part.reshape(*part.shape, *ones) for part in (front, back)]
         return pack(site, proposal.block, [part for part in (thin[0], core, thin[1]) if part is not None], chained)
 

@@ -15,6 +15,7 @@ from reconv.ruleset.canonical import dense_weight, float64, once, pack
 from reconv.ruleset.low_rank_pointwise import LowRankPointwise
 from reconv.ruleset.low_rank_pointwise import full_rank as full_pointwise
 from reconv.ruleset.offers import cheaper, foreign, must_serve, ranks, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Rule, Weights
 from reconv.ruleset.separable import Separable, full_terms
 from reconv.ruleset.stacked import Stacked, convolved, full_mid, two_kernels
@@ -66,7 +67,7 @@ class Combined:
     def at(self, form: Form) -> Proposal:
         return Proposal(self.name, form.block)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         form = next((f for f in (*_offered(site), *_forms(site, ALL)) if self.at(f) == proposal), None)
         if form is None:

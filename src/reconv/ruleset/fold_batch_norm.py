@@ -12,6 +12,7 @@ from torch import Tensor
 from reconv.errors import conv_error
 from reconv.ruleset.canonical import dense_weight, float64, relative_error, rounded, torch_weight
 from reconv.ruleset.offers import bad_tensors, foreign, must_serve
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import (
     Activation,
@@ -66,7 +67,7 @@ class FoldBatchNorm:
         """The only proposal there is."""
         return (self._folded(site)[0],)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         mine, exact = self._folded(site)
         if proposal != mine:
             raise foreign(self, site, proposal)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, cast
 
-from torch import Tensor
-
 from reconv.ruleset.additions import as_of
 from reconv.ruleset.canonical import dense_weight, relative_error, torch_weight
 from reconv.ruleset.linear import Linear, NotOneError, inside, linear
 from reconv.ruleset.offers import bad_tensors, foreign, must_serve
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Activation, Block, Chain, ConvSpec, macs
 from reconv.surgery.sites import Site
@@ -45,7 +44,7 @@ class FoldBranches:
         """The only proposal there is."""
         return (Proposal(self.name, self._folded(site).block),)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         folded = self._folded(site)
         if proposal != Proposal(self.name, folded.block):
             raise foreign(self, site, proposal)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
-from torch import Tensor
-
 from reconv.ruleset.offers import bad_tensors, foreign, must_serve
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Activation, Block, Chain
 from reconv.surgery.sites import Site
@@ -45,7 +44,7 @@ class FuseActivation:
         activation, kind = cast(tuple[str, str], (site.activation, site.activation_kind))  # sites without are refused
         return (Proposal(self.name, Chain(site.block, Activation(kind)), absorbs=(activation,)),)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         if proposal not in self.full(site):
             raise foreign(self, site, proposal)
         prefix = "" if isinstance(site.block, Chain) else "0."  # a chain in a chain is one chain

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from reconv.ops.dispatch import choose
 from reconv.ops.problem import of_spec
 from reconv.ruleset.offers import foreign, must_serve, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import ConvSpec
 from reconv.surgery.sites import ConvCall, Site
@@ -48,7 +48,7 @@ class OwnKernel:
         must_serve(self, site)
         return (Proposal(self.name, site.block),)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         if proposal not in self.full(site):
             raise foreign(self, site, proposal)
         return Weights(dict(site.tensors), error=0.0)

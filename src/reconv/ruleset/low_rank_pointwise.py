@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from reconv.ruleset.canonical import chained, dense, low_rank, once, pack, thin_basis
 from reconv.ruleset.offers import cheaper, foreign, must_serve, pointwise, ranks, unfit
+from reconv.ruleset.refine import metric
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Chain, ConvSpec
 from reconv.surgery.sites import Site
@@ -19,6 +19,7 @@ class LowRankPointwise:
     """A 1×1 convolution as two, R channels a group between them.
 
         w[o, c] ≈ Σ_{r ≤ R} b[o, r] · a[r, c]        a truncated SVD, the closest there is
+        … or, where responses are known, of w · (their input's covariance)^½
 
     Exact at R = min(in / groups, out / groups). Stride and padding stand in the part that leaves the other one the
     fewest positions: the first, transposed the last.
@@ -58,14 +59,17 @@ class LowRankPointwise:
         return Proposal(self.name, Chain(spec.replace(out_channels=mid, bias=False),
                                          pointwise(spec, mid, spec.out_channels, spec.bias)))  # fmt: skip
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         rank = _rank(site.spec, proposal.block)
         if rank is None or rank > full_rank(site.spec) or self.at(site, rank) != proposal:
             raise foreign(self, site, proposal)
         matrix = dense(site).flatten(2)
-        basis = once(site, (self.name,), lambda: thin_basis(matrix))
-        back, front = low_rank(matrix, basis, rank)
+        if activations is not None:
+            back, front = metric(site, activations).low_rank(rank)
+        else:
+            basis = once(site, (self.name,), lambda: thin_basis(matrix))
+            back, front = low_rank(matrix, basis, rank)
         ones = [1] * site.spec.spatial_dims
         return pack(site, proposal.block, [part.reshape(*part.shape, *ones) for part in (front, back)], chained)
 

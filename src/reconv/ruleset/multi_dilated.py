@@ -12,6 +12,7 @@ from torch import Tensor
 from reconv.ruleset.canonical import dense, pack
 from reconv.ruleset.comb import Comb
 from reconv.ruleset.offers import cheaper, foreign, must_serve, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Branches, ConvSpec
 from reconv.surgery.sites import Site
@@ -64,7 +65,7 @@ class MultiDilated:
         rest = [part.replace(bias=False) for part in others]
         return Proposal(self.name, Branches(first, *rest, join="sum") if rest else first)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         combs = _form(site.spec, proposal.block)
         if combs is None or self.at(site, combs) != proposal:

@@ -11,6 +11,7 @@ from torch import Tensor
 from reconv.ruleset.canonical import dense, pack
 from reconv.ruleset.comb import Comb
 from reconv.ruleset.offers import cheaper, foreign, must_serve, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import ConvSpec
 from reconv.spec.conv import Ints
@@ -61,7 +62,7 @@ class Remove:
         activation = (site.activation,) if linear and site.activation and site.activation_kind else ()
         return Proposal(self.name, _spot(site.spec)[1], absorbs=activation)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         if proposal not in (self.at(site), self.at(site, linear=True)):
             raise foreign(self, site, proposal)

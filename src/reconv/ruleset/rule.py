@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from reconv.ruleset.responses import Responses
 from reconv.spec import Block
 from reconv.surgery.sites import Site
 
@@ -55,6 +56,6 @@ class Rule(Protocol):
         """Blocks that could stand in the site's place, from small to large."""
         ...
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         """Weights for the proposal, started from the site's trained ones."""
         ...

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reconv.ruleset.canonical import dense, low_rank, once, pack, thin_basis
 from reconv.ruleset.offers import cheaper, foreign, must_serve, pointwise, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Chain, ConvSpec
 from reconv.surgery.sites import Site
@@ -65,7 +66,7 @@ class Separable:
                           spec.replace(in_channels=mid, groups=spec.out_channels))  # fmt: skip
         return Proposal(self.name, block)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         form = _form(site.spec, proposal.block)
         if form is None or self.at(site, *form) != proposal or form[1] > full_terms(site.spec, form[0]):

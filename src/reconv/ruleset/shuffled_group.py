@@ -13,6 +13,7 @@ from torch import Tensor
 from reconv.ruleset.canonical import dense, low_rank, once, pack, thin_basis
 from reconv.ruleset.grouping import co_cluster
 from reconv.ruleset.offers import cheaper, foreign, must_serve, pointwise, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Chain, ConvSpec, Permute, convs
 from reconv.surgery.sites import Site
@@ -68,7 +69,7 @@ class ShuffledGroup:
     def at(self, site: Site, form: Permuted | Mixed) -> Proposal:
         return Proposal(self.name, form.block(site.spec))
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         form = _form(site.spec, proposal.block)
         if form is None or self.at(site, form) != proposal:

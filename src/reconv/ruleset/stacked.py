@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reconv.ruleset.canonical import dense, left_basis, pack, relative_error
 from reconv.ruleset.offers import cheaper, foreign, must_serve, ranks, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Chain, ConvSpec
 from reconv.surgery.sites import Site
@@ -80,7 +81,7 @@ class Stacked:
         parts[-1] = parts[-1].replace(bias=spec.bias)
         return Proposal(self.name, Chain(*parts))
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         must_serve(self, site)
         form = _form(site.spec, proposal.block)
         if form is None or form[1] > _most(site.spec, form[0]) or self.at(site, *form) != proposal:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor
-
 from reconv.ruleset.additions import cut
 from reconv.ruleset.offers import foreign, must_serve, unfit
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import ConvSpec
 from reconv.surgery.sites import Site
@@ -51,7 +50,7 @@ class Trim:
         must_serve(self, site)
         return (Proposal(self.name, cut(site.spec, *_removable(site.spec, _zero_borders(site)))),)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         if proposal not in self.full(site):
             raise foreign(self, site, proposal)
         low, high = _removable(site.spec, _zero_borders(site))

@@ -94,6 +94,7 @@ def _site(trace: Trace, module: nn.Module, runs: list[Run]) -> Site:
     site = Site(
         name=names[0], names=names, block=first.call.spec, tensors=tensors,
         calls=tuple(replace(r.call, name=names[0]) for r in runs), norm=norm, norm_refusal=norm_refusal,
+        norms=_norms(trace, runs),
         activation=activation, activation_kind=_activation_kind(trace, module, runs, norm, activation),
         refusal=_refusal(trace, module, runs), ours=isinstance(module, Described),
     )  # fmt: skip
@@ -145,6 +146,17 @@ def _norm(trace: Trace, module: nn.Module, runs: list[Run]) -> tuple[Norm | None
 def _doubt(trace: Trace, first: nn.Module, follower: nn.Module) -> str | None:
     """Why another pass might not have the one after the other as this pass had; None: each pass has."""
     return doubt(trace.model, first, follower, trace.within[first]) if trace.reads_values else None
+
+
+def _norms(trace: Trace, runs: list[Run]) -> tuple[Norm, ...]:
+    """The batch norms that alone consume the runs' outputs, one behind each; none where a run has no such norm."""
+    found = []
+    for run in runs:
+        norm = run.consumers[0] if len(run.consumers) == 1 and not run.returned else None
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+            return ()
+        found.append(affine(trace.name_of(norm), norm))
+    return tuple(found)
 
 
 def affine(name: str, norm: nn.Module) -> Norm:

@@ -53,6 +53,7 @@ class Site:
              block, tensors: what it computes, and the state dict of `layers.build(block)`.
              calls: its runs in one forward pass of the example inputs.
              norm: the batch norm that alone consumes its output; norm_refusal: why none is known.
+        norms: the batch norms that alone consume its runs' outputs, one behind each run; empty where a run has none.
              activation: the module that alone consumes the output (of the norm, where there is one).
              activation_kind: which function that is, where it is known, and nobody else needs the module.
              refusal: why its module cannot be swapped at all.
@@ -66,6 +67,7 @@ class Site:
     calls: tuple[ConvCall, ...] = ()
     norm: Norm | None = None
     norm_refusal: str | None = None
+    norms: tuple[Norm, ...] = ()
     activation: str | None = None
     activation_kind: str | None = None
     refusal: str | None = None
@@ -105,8 +107,9 @@ class Site:
         norm = None if self.norm and self.norm.name in absorbed else self.norm
         gone = None if norm is self.norm else "its batch norm is folded already"
         activation, kind = (None, None) if self.activation in absorbed else (self.activation, self.activation_kind)
+        norms = tuple(n for n in self.norms if n.name not in absorbed)
         return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal,
-                       activation=activation, activation_kind=kind, ours=True)  # fmt: skip
+                       norms=norms, activation=activation, activation_kind=kind, ours=True)  # fmt: skip
 
 
 def chosen(name: str, patterns: str | Sequence[str]) -> bool:
