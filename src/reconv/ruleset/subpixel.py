@@ -13,6 +13,7 @@ from reconv.ruleset.additions import as_of
 from reconv.ruleset.canonical import dense_weight, float64
 from reconv.ruleset.linear import inside
 from reconv.ruleset.offers import bad_tensors, foreign, must_serve
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, Branches, Chain, ConvSpec, PixelShuffle, convs
 from reconv.surgery.sites import Site
@@ -56,7 +57,7 @@ class Subpixel:
         must_serve(self, site)
         return (Proposal(self.name, _replaced(site.block)),)
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
         if proposal not in self.full(site):
             raise foreign(self, site, proposal)
         return Weights(as_of(site, _moved(site.block, site.tensors)), error=0.0)
