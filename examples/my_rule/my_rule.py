@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
 
 from reconv.ruleset import Proposal, Weights
+from reconv.spec import ConvSpec
 from reconv.surgery import Site
 
 GROUPS = (2, 4, 8)
@@ -26,7 +26,7 @@ class InGroups:
     def refuse(self, site: Site) -> str | None:
         if site.refusal:
             return site.refusal
-        if "->" in str(site.block) or "(" in str(site.block):
+        if not isinstance(site.block, ConvSpec):
             return "already rewritten"
         if site.spec.groups > 1 or site.spec.transposed:
             return "it has groups already, or is transposed"
@@ -35,7 +35,7 @@ class InGroups:
     def propose(self, site: Site) -> Iterable[Proposal]:
         return [Proposal(self.name, site.spec.replace(groups=g)) for g in reversed(self._fitting(site))]
 
-    def init(self, site: Site, proposal: Proposal, activations: Tensor | None = None) -> Weights:
+    def init(self, site: Site, proposal: Proposal, activations: object = None) -> Weights:
         groups, old = proposal.block.groups, site.weight
         blocks = old.reshape(groups, len(old) // groups, groups, -1, *old.shape[2:])
         kept = torch.cat([blocks[g, :, g] for g in range(groups)])
