@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reconv.data import Feed
 from reconv.planning.edits import Fit, apply_edits, current
 from reconv.planning.plan import Edit, Plan
+from reconv.planning.wholes import apply_wholes
 from reconv.ruleset import RULES, Rule
 from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.surgery.norms import reestimate
@@ -47,10 +48,12 @@ def apply(
 
 def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
-    """The edits that change values, with re-estimated statistics: what recovery starts from."""
-    sites = {site.name: site for site in find_sites(model, inputs).sites}
-    edits = [e for e in plan.edits if not _exact(e, rules)]
-    student, sites = apply_edits(clone(model), sites, edits, Fit(rules))
+    """The edits that change structure and values, with re-estimated statistics: what recovery starts from."""
+    fit = Fit(rules)
+    student = apply_wholes(clone(model), plan.wholes, inputs, fit)
+    sites = {site.name: site for site in find_sites(student, inputs).sites}
+    edits = [e for e in plan.edits if not (e.whole or _exact(e, rules))]
+    student, sites = apply_edits(student, sites, edits, fit)
     if edits and feed is not None:
         reestimate(student, feed.head(STATISTICS, seed))
     return student, sites
@@ -58,7 +61,7 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
 
 def finish(student: nn.Module, sites: Mapping[str, Site], plan: Plan, rules: Sequence[Rule] = RULES) -> nn.Module:
     """The exact edits, on the weights as they are now, and the plan's memory format. In place."""
-    edits = [e for e in plan.edits if _exact(e, rules)]
+    edits = [e for e in plan.edits if _exact(e, rules) and not e.whole]
     student, _ = apply_edits(student, current(student, sites), edits, Fit(rules))
     return to_layout(student, plan.layout)
 

@@ -45,6 +45,8 @@ class Runs:
     inputs: dict[nn.Module, list[Tensor | None]] = field(default_factory=dict)  # on "meta"; None: not one map
     around: dict[nn.Module, set[nn.Module]] = field(default_factory=dict)
     several: set[nn.Module] = field(default_factory=set)  # that give something else than one map
+    names: dict[nn.Module, list[str]] = field(default_factory=dict)
+    owners: dict[nn.Parameter, list[nn.Module]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> Runs:
@@ -53,6 +55,11 @@ class Runs:
         Raises:  ConvError: when the network rejects the inputs.
         """
         runs, stack = cls(), list[nn.Module]()
+        for name, module in model.named_modules(remove_duplicate=False):
+            runs.names.setdefault(module, []).append(name)
+        for module in model.modules():
+            for parameter in module.parameters(recurse=False):
+                runs.owners.setdefault(parameter, []).append(module)
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             runs.around[module] = runs.around.get(module, set(stack)) & set(stack)
@@ -101,9 +108,9 @@ def inner_first(model: nn.Module) -> list[str]:
 def region_site(model: nn.Module, name: str, runs: Runs) -> Site:
     """A module as a site. `model` is the copy that ran, in which modules may have been rewritten since."""
     module = model.get_submodule(name)
-    names = tuple(n for n, m in model.named_modules(remove_duplicate=False) if m is module)
+    names = tuple(runs.names.get(module, [name]))
     inside = tuple(n for n, _ in module.named_modules() if n)
-    reason = _unfit(model, module, runs)
+    reason = _unfit(module, runs)
     maps = [x for x in runs.inputs.get(module, []) if x is not None]
     found = reason or region(module, maps[0].shape[1])
     if isinstance(found, str):
@@ -115,7 +122,7 @@ def region_site(model: nn.Module, name: str, runs: Runs) -> Site:
     return Site(name, found.block, found.tensors, names, calls, refusal=_mixed(found), modules=inside)
 
 
-def _unfit(model: nn.Module, module: nn.Module, runs: Runs) -> str | None:
+def _unfit(module: nn.Module, runs: Runs) -> str | None:
     """Why a module cannot be rewritten as a whole, whatever it computes."""
     maps = runs.inputs.get(module)
     if not maps:
@@ -130,10 +137,10 @@ def _unfit(model: nn.Module, module: nn.Module, runs: Runs) -> str | None:
             return f"a part of it, {name}, runs outside of it, too"
         if user_hooks(part):
             return f"a hook watches {name}"
-    mine = set(module.parameters())
-    for name, other in model.named_modules():
-        if other is not module and other not in inside and not mine.isdisjoint(other.parameters(recurse=False)):
-            return f"its parameters are tied to those of {name or 'the network'}"
+    for parameter in module.parameters():
+        for other in runs.owners.get(parameter, []):
+            if other is not module and other not in inside:
+                return f"its parameters are tied to those of {runs.names[other][0] or 'the network'}"
     return None
 
 

@@ -64,7 +64,7 @@ def is_leaf(module: nn.Module) -> bool:
     return True
 
 
-def of_module(name: str, module: nn.Module, channels: Channels) -> Iterator[Part]:
+def of_module(name: str, module: Any, channels: Channels) -> Iterator[Part]:
     """What a leaf computes, one after the other.
 
     Raises:  NoBlockError, ConvError: when no block says it.
@@ -75,8 +75,9 @@ def of_module(name: str, module: nn.Module, channels: Channels) -> Iterator[Part
         for key, part in module.named_children():
             yield from of_module(f"{name}.{key}", part, channels)
     elif type(module) in POOLINGS:
-        yield average(POOLINGS[type(module)], channels(), module.kernel_size, module.stride, module.padding,
-                      module.ceil_mode, module.count_include_pad, getattr(module, "divisor_override", None))  # fmt: skip
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        given = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        yield average(POOLINGS[type(module)], channels(), **given)
     elif isinstance(module, PADDINGS):
         yield padded(module.padding, module.value, channels())
     elif pads_with_norm(module):
@@ -187,10 +188,9 @@ def pads_with_norm(module: Any) -> bool:
     Source:  Ding et al. 2021, arXiv:2103.13425
     """
     norm, pixels = getattr(module, "bn", None), getattr(module, "pad_pixels", None)
-    plain = isinstance(norm, _BatchNorm) and type(norm).forward is _BatchNorm.forward
-    if not plain or not isinstance(pixels, int) or pixels < 0 or list(module.children()) != [norm]:
+    if not isinstance(norm, _BatchNorm) or type(norm).forward is not _BatchNorm.forward or norm.running_mean is None:
         return False
-    if module.training or norm.running_mean is None:
+    if module.training or not isinstance(pixels, int) or pixels < 0 or list(module.children()) != [norm]:
         return False
     x = torch.linspace(-2, 2, norm.num_features * 35).sin().reshape(1, -1, 5, 7).to(norm.running_mean)
     try:
