@@ -10,7 +10,8 @@ from reconv.layers import build
 from reconv.ruleset import Proposal, Rule
 from reconv.ruleset.additions import wider
 from reconv.ruleset.expand_branches import ExpandBranches
-from reconv.spec import Block, ConvSpec, convs, output_shape, parse
+from reconv.ruleset.offers import pointwise
+from reconv.spec import Block, Chain, ConvSpec, convs, output_shape, parse
 from reconv.surgery.sites import ConvCall, Norm, Site
 
 
@@ -66,7 +67,15 @@ def _bordered(block: Block | str, dtype: torch.dtype, **changes: object) -> Site
     return site
 
 
-MADE = {"fold_branches": _expanded, "trim": _bordered}  # these rules ask for a certain block
+def _mixed_after(block: Block | str, dtype: torch.dtype, **changes: object) -> Site:
+    """The convolution with a 1×1 after it, in its groups."""
+    spec = parse(block) if isinstance(block, str) else block
+    after = pointwise(spec, spec.out_channels, spec.out_channels, bias=True)
+    return make_site(Chain(spec, after), dtype, **changes)
+
+
+# these rules ask for a certain block
+MADE = {"fold_branches": _expanded, "merge_linear": _mixed_after, "trim": _bordered}
 
 
 def _call(spec: ConvSpec | None, dtype: torch.dtype) -> ConvCall:

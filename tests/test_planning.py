@@ -349,7 +349,7 @@ def network(seed: int = 0) -> nn.Module:
 
 IMAGE = torch.linspace(-2, 2, 3 * 11 * 13).sin().reshape(1, 3, 11, 13)
 FAKE = FakeTarget()
-EXACT = {"fold_batch_norm", "fold_branches", "trim", "fuse_activation", "kernel"}
+EXACT = {"fold_batch_norm", "fold_branches", "merge_linear", "trim", "fuse_activation", "kernel"}
 
 
 def latency(model: nn.Module, target: FakeTarget = FAKE) -> float:

@@ -122,7 +122,7 @@ REFUSED = {
     ),
     "another operation": (lambda: Module(lambda m, x: m.a(x) * 2, a=conv(4, 4, 1)), "no block says mul"),
     "adds a number": (lambda: Module(lambda m, x: m.a(x) + 1, a=conv(4, 4, 1)), "something else than maps"),
-    "reads a parameter": (lambda: Module(lambda m, x: m.a(x) + m.a.weight.sum(), a=conv(4, 4, 1)), "no block says"),
+    "reads a parameter": (lambda: Module(lambda m, x: m.a(x) + m.a.weight.sum(), a=conv(4, 4, 1)), "else than maps"),
     "used in branches that do not join": (
         lambda: Module(lambda m, x: m.b(m.a(x)) + (m.a(x) + x), a=conv(4, 4, 1), b=conv(4, 4, 1)),
         "gives is used in branches",

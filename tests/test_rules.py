@@ -64,6 +64,7 @@ NO_POINTS = "transposed: it spreads each input value, it has no points to sample
 REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does not name is exact at full rank
     "fold_batch_norm": {},
     "fold_branches": {},
+    "merge_linear": {},
     "trim": {},
     "fuse_activation": {},
     "kernel": {},
@@ -80,6 +81,7 @@ REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does n
         "1x1, transposed": NO_POINTS,
     },
     "skip": {},
+    "dense": {},
     "widen_kernel": {},
     "dilate_branch": {},
     "separable": {

@@ -59,7 +59,7 @@ def recover(
     with j.resumable(run), progress() as show:
         train, held = Feed.of(given.data, given.inputs).split(holdout, seed)
         student = distill(student, teacher, train, epochs, given.evaluate, held, seed, example_inputs=given.inputs,
-                          match=sorted({edit.site for edit in plan.edits}), progress=show, checkpoint=run / CHECKPOINT,
+                          match=plan.matches, progress=show, checkpoint=run / CHECKPOINT,
                           resume=resume, log=logger(run)).eval()  # fmt: skip
         error = held_error(teacher, student, held)
         scores = (given.evaluate(clone(teacher)), given.evaluate(student)) if given.evaluate else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from reconv.data import seeded
@@ -31,14 +32,23 @@ def place(
 
     In place; returns the root, which is new where the root itself was the site.
     """
-    like = next(t for t in tensors.values() if t.is_floating_point())
-    layer = build(block, device=like.device, dtype=like.dtype, channels=None)
+    old = model.get_submodule(names[0])
+    like = next((t for t in tensors.values() if t.is_floating_point()), None)
+    layer = built(block, old if like is None else like)
     layer.load_state_dict(dict(tensors))
-    trainable = any(p.requires_grad for p in model.get_submodule(names[0]).parameters())
+    trainable = any(p.requires_grad for p in old.parameters())
     model = swap(model, names, layer.requires_grad_(trainable))
     for absorbed in absorbs:
         model = absorb(model, absorbed)
     return model
+
+
+def built(block: Block, like: Tensor | nn.Module) -> nn.Module:
+    """The layer of a block, on the device and in the dtype of a tensor, or of a module's first numbers."""
+    if isinstance(like, nn.Module):
+        numbers = (t for t in (*like.parameters(), *like.buffers()) if t.is_floating_point())
+        like = next(numbers, torch.empty(0))
+    return build(block, device=like.device, dtype=like.dtype)
 
 
 def absorb(model: nn.Module, name: str) -> nn.Module:
@@ -47,9 +57,15 @@ def absorb(model: nn.Module, name: str) -> nn.Module:
     """
     names = aliases(model, name)
     model = swap(model, names, after_normalising(model.get_submodule(name)) or Absorbed())
-    for each in names:
-        quicken(model, each)
+    hasten(model, names)
     return model
+
+
+def hasten(model: nn.Module, names: Iterable[str]) -> None:
+    """Makes the sequences that hold the module of these names quick ones."""
+    for name in names:
+        if name:
+            quicken(model, name)
 
 
 def aliases(model: nn.Module, name: str) -> list[str]:
@@ -130,8 +146,9 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
             raise conv_error("restructure", "each site of the plan must be a module of the network",
                              got={"site": edit.site}, do="Give the network that the plan was made for.",
                              also=ValueError) from error  # fmt: skip
-        like = next(old.parameters())
-        student = swap(student, names, build(edit.block, device=like.device, dtype=like.dtype))
+        student = swap(student, names, built(edit.block, old))
+        if edit.whole:
+            hasten(student, names)
         for absorbed in edit.absorbs:
             student = absorb(student, absorbed)
     return to_layout(student, plan.layout)

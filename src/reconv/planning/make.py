@@ -16,11 +16,11 @@ from reconv.planning.budget import Budget
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.search import cheapest, choose
 from reconv.planning.table import Candidate, Progress, Table, measure
+from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.workbench import Outcome, Workbench
 from reconv.ruleset import Rule, rules_named
 from reconv.surgery import Network, Site, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
-from reconv.surgery.sites import chosen
 from reconv.targets import Target, get_target, layout_of
 
 CALIBRATION = 64  # samples on which errors are measured
@@ -65,17 +65,25 @@ def plan(
     inputs, count = tensors_of(example_inputs), OperatorCount()
     calibration = [Batch(inputs)] if data is None else Feed.of(data, inputs).head(CALIBRATION, seed)
     network = find_sites(model, inputs, observers=[count])
-    meant = _meant(network, sites)
-    bench = Workbench(model, inputs, meant, found, engine, calibration, restat=data is not None)
-    planner = _Planner(bench, limits, _now(model, network, count), _forced(rules, limits), progress or _silent)
+    now = _now(model, network, count)
+    wholes = rewrite_wholes(model, inputs, found, _by_name(rules), sites, engine, _forced(rules, limits))
+    if wholes.edits:
+        count = OperatorCount()
+        network = find_sites(wholes.model, inputs, observers=[count])
+    meant = _meant(network, sites, wholes)
+    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes)
+    planner = _Planner(bench, limits, now, _now(wholes.model, network, count) if wholes.edits else now,
+                       _forced(rules, limits), progress or _silent)  # fmt: skip
     outcome, tables = planner.search(rewriting if limits else [])
     adding = [] if limits else [r for r in rewriting if r.group in ADDING]
     outcome, unserved = planner.added(outcome, adding)
     reasons = planner.unmet(outcome)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
+    refusals += wholes.refusals
     if rewriting and not limits:
+        used = {edit.rule for edit in wholes.edits}
         refusals += [Refusal("*", r.name, "it needs a budget, such as latency=0.5") for r in rewriting
-                     if r not in adding]  # fmt: skip
+                     if r not in adding and r.name not in used]  # fmt: skip
     refusals += [*unserved, *_agreed(tables), *_exact_refusals(bench, outcome)]
     edits = bench.timed(outcome.edits, outcome.layout)
     bench.cache.close()
@@ -87,15 +95,16 @@ def plan(
 class _Planner:
     """The search: sums of measured rows choose, the whole network corrects."""
 
-    def __init__(self, bench: Workbench, budget: Budget, now: Mapping[str, float], forced: bool,
-                 progress: Progress) -> None:  # fmt: skip
-        self.bench, self.budget, self.now, self.forced, self.progress = bench, budget, now, forced, progress
+    def __init__(self, bench: Workbench, budget: Budget, now: Mapping[str, float], base: Mapping[str, float],
+                 forced: bool, progress: Progress) -> None:  # fmt: skip
+        self.bench, self.budget, self.forced, self.progress = bench, budget, forced, progress
+        self.now, self.base = now, base  # what the network costs as given, and with the edits of whole modules
 
     def search(self, rules: Sequence[Rule]) -> tuple[Outcome, list[Table]]:
         """The best network found, and the tables that it was chosen from, one for each memory format."""
         judged = [self.bench.judge([], layout) for layout in self.bench.layouts]
         starts = [self.spent(start, {}, Table()) for start in judged if start]
-        own = layout_of(self.bench.original)
+        own = layout_of(self.bench.given)
         faster = [s for s in starts if s.ratio < 1 and (s.edits or s.layout != own)]
         best = min(faster, key=lambda s: s.ratio) if faster else self.as_given(starts[0])
         tables: list[Table] = []
@@ -122,7 +131,7 @@ class _Planner:
         """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""
         if "latency" not in self.budget or self.unmet(best):
             return False
-        there = self.bench.judge([e for e in best.edits if not self.bench.is_exact(e)], layout)
+        there = self.bench.judge([e for e in best.edits if not (e.whole or self.bench.is_exact(e))], layout)
         return there is None or there.ratio > HOPELESS * best.ratio
 
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
@@ -139,7 +148,7 @@ class _Planner:
                 break
             seen.add(edits)
             outcome = self.spent(judged, choice, table)
-            if not outcome.edits and outcome.layout == layout_of(self.bench.original):
+            if not outcome.edits and outcome.layout == layout_of(self.bench.given):
                 outcome = self.as_given(outcome)  # what its timing differs by is noise
             best = self.better(outcome, best)
             overhead = outcome.latency_ms * start.original_ms / outcome.original_ms
@@ -153,9 +162,11 @@ class _Planner:
         return best
 
     def as_given(self, start: Outcome) -> Outcome:
-        """The original itself, where nothing measured faster."""
-        return replace(start, edits=(), layout=layout_of(self.bench.original), ratio=1.0,
-                       latency_ms=start.original_ms, error=0.0)  # fmt: skip
+        """The original itself, where nothing measured faster; but with the edits that were asked for regardless."""
+        if self.bench.wholes.kept:
+            return start
+        return replace(start, edits=(), layout=layout_of(self.bench.given), ratio=1.0,
+                       latency_ms=start.original_ms, error=0.0, **self.now)  # fmt: skip
 
     def pick(self, table: Table, start: Outcome, overhead: float,
              allowed: float | None) -> dict[str, Candidate]:  # fmt: skip
@@ -165,7 +176,7 @@ class _Planner:
             if name == "latency":
                 limits[name] = AIM * limit.amount(start.original_ms) - overhead
             elif name != "error":
-                fixed = self.now[name] - sum(row[0].costs[name] for row in table.candidates.values())
+                fixed = self.base[name] - sum(row[0].costs[name] for row in table.candidates.values())
                 limits[name] = limit.amount(self.now[name]) - fixed
         if allowed is not None:
             limits["error"] = allowed
@@ -175,7 +186,7 @@ class _Planner:
 
     def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:
         """The outcome with its macs, params and memory."""
-        totals = dict(self.now)
+        totals = dict(self.base)
         for site, candidate in choice.items():
             for name in totals:
                 totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]
@@ -229,9 +240,9 @@ def _check_budget_given(rules: Sequence[Rule], budget: Budget) -> None:
                          do="Give one, such as budget='latency=0.5'.", also=ValueError)  # fmt: skip
 
 
-def _meant(network: Network, patterns: str | Sequence[str]) -> list[Site]:
-    meant = [site for site in network.sites if chosen(site.name, patterns)]
-    if network.sites and not meant:
+def _meant(network: Network, patterns: str | Sequence[str], wholes: Wholes) -> list[Site]:
+    meant = wholes.open_sites(network.sites, patterns)
+    if network.sites and not meant and not wholes.meant:
         names = ", ".join(site.name for site in network.sites)
         raise conv_error("plan", "sites must match at least one convolution", got={"sites": patterns},
                          do=f"The network has {names}.", also=ValueError)  # fmt: skip
@@ -256,9 +267,16 @@ def _forced(rules: Rules, budget: Budget) -> bool:
     return budget.only_error and not any(isinstance(r, str) and r in groups for r in asked)
 
 
+def _by_name(rules: Rules) -> set[str]:
+    """The names of the rules that were asked for by themselves, not with their group."""
+    asked = [rules] if isinstance(rules, str) or hasattr(rules, "propose") else list(rules)
+    return {one if isinstance(one, str) else getattr(one, "name", "") for one in asked}
+
+
 def _exact_refusals(bench: Workbench, outcome: Outcome) -> list[Refusal]:
     """Why exact rules did not serve; said also where they served but did not measure faster."""
     edits, refusals = bench.exact_edits(bench.sites, outcome.layout)
+    edits = [*bench.wholes.edits, *edits]
     used = {(e.site, e.rule) for e in outcome.edits}
     slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in edits
               if (e.site, e.rule) not in used]  # fmt: skip

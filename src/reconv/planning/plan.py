@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -24,6 +24,7 @@ class Edit:
     Args:    error: ‖student − teacher‖ / ‖teacher‖ of the network's output with this edit alone, right after the fit.
              latency_ms: measured for all runs of the site in one forward pass; None where it was not.
              absorbs: modules that become identities, because the block does their work.
+             whole: whether `site` is a module of several layers, which `block` stands in for; such edits come first.
     """
 
     site: str
@@ -32,11 +33,13 @@ class Edit:
     error: float | None = None
     latency_ms: float | None = None
     absorbs: tuple[str, ...] = ()
+    whole: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        known = {"site": self.site, "rule": self.rule, "block": str(self.block),
+        known: dict[str, Any] = {"site": self.site, "rule": self.rule, "block": str(self.block),
                  "error": self.error, "latency_ms": self.latency_ms}  # fmt: skip
-        return known | ({"absorbs": list(self.absorbs)} if self.absorbs else {})
+        known |= {"absorbs": list(self.absorbs)} if self.absorbs else {}
+        return known | ({"whole": True} if self.whole else {})
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,17 @@ class Plan:
     reason: str | None = None
     latency_ratio: float | None = None
     fit: str = "weights"
+
+    @property
+    def wholes(self) -> tuple[Edit, ...]:
+        """The edits of whole modules, which are applied before any other."""
+        return tuple(edit for edit in self.edits if edit.whole)
+
+    @property
+    def matches(self) -> list[str]:
+        """The names of edited modules whose outputs mean the same as those of the original's module of that name."""
+        wholes = {edit.site for edit in self.wholes}
+        return sorted({e.site for e in self.edits if not _inside(e.site, wholes)} - {""})
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -145,12 +159,19 @@ def _read(read: Any, data: Any, where: str) -> Any:
 
 def _edit(data: Mapping[str, Any]) -> Edit:
     error, latency = data.get("error"), data.get("latency_ms")
-    absorbs = data.get("absorbs", [])
+    absorbs, whole = data.get("absorbs", []), data.get("whole", False)
     if not isinstance(absorbs, list):
         raise TypeError(f"absorbs must be a list, not {absorbs!r}")
+    if not isinstance(whole, bool):
+        raise TypeError(f"whole must be true or false, not {whole!r}")
     return Edit(str(data["site"]), str(data["rule"]), parse(data["block"]),
                 None if error is None else float(error), None if latency is None else float(latency),
-                tuple(map(str, absorbs)))  # fmt: skip
+                tuple(map(str, absorbs)), whole)  # fmt: skip
+
+
+def _inside(name: str, modules: Collection[str]) -> bool:
+    """Whether a name lies in one of the modules, and is none of them."""
+    return any(name != module and (not module or name.startswith(f"{module}.")) for module in modules)
 
 
 def _refusal(data: Mapping[str, Any]) -> Refusal:

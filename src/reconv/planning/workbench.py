@@ -16,6 +16,7 @@ from reconv.planning.edits import Fit, apply_edits, current
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
+from reconv.planning.wholes import Wholes
 from reconv.ruleset import Rule
 from reconv.ruleset.refine import started
 from reconv.ruleset.rule import Proposal, Weights
@@ -57,13 +58,16 @@ class Workbench:
     """The original, what it is measured with, and the fits made so far."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
-                 engine: Target, calibration: Sequence[Batch], restat: bool) -> None:  # fmt: skip
-        self.original = clone(model).eval()
+                 engine: Target, calibration: Sequence[Batch], restat: bool,
+                 wholes: Wholes | None = None) -> None:  # fmt: skip
+        self.given = clone(model).eval()
+        self.wholes = wholes or Wholes(self.given)
+        self.original = self.wholes.model  # what is edited
         self.inputs, self.engine, self.rules, self.restat = inputs, engine, tuple(rules), restat
         self.sites = {site.name: site for site in sites}
         self.exact_rules = [rule for rule in rules if rule.group == "exact"]
         self.cache = LatencyCache()
-        self.probe = Probe(self.original, calibration)
+        self.probe = Probe(self.given, calibration)
         self.responses = Gathered(self.original, calibration, sites) if restat else None
         self.weights: dict[tuple[str, Block], Weights] = {}
         self.improved: set[tuple[str, Block]] = set()  # the weights that are improved on responses already
@@ -124,14 +128,18 @@ class Workbench:
     @property
     def layouts(self) -> tuple[str, ...]:
         """Memory formats to try: the network's own, and any other where exact rules are asked for."""
-        return layouts_of(self.original) if self.exact_rules else (layout_of(self.original),)
+        return layouts_of(self.given) if self.exact_rules else (layout_of(self.given),)
 
     def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
-        """Applies edits, and none, some or all of the exact rules; measures the fastest. None where none runs."""
+        """Applies edits after those of whole modules, and none, some or all of the exact rules; measures the fastest.
+
+        None where none runs.
+        """
         student, sites = apply_edits(clone(self.original), self.sites, edits, self.fit)
         if edits and self.restat:
             reestimate(student, self.probe.batches)
-        variants = [(tuple(edits), student)]
+        edits = (*self.wholes.edits, *edits)
+        variants = [(edits, student)]
         for count in range(1, len(self.exact_rules) + 1):
             finished, exact = self.with_exact(student, sites, self.exact_rules[:count], layout)
             if exact and (*edits, *exact) != variants[-1][0]:
@@ -139,7 +147,7 @@ class Workbench:
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
         if not variants:
             return None
-        base, *timings = time_networks(self.engine, [self.original, *(v[1] for v in variants)], self.inputs, SECONDS)
+        base, *timings = time_networks(self.engine, [self.given, *(v[1] for v in variants)], self.inputs, SECONDS)
         best = min(range(len(variants)), key=lambda i: timings[i].median_ms)
         chosen, model = variants[best]
         median = timings[best].median_ms
@@ -187,11 +195,14 @@ class Workbench:
             return False
         return True
 
+    def _site_of(self, edit: Edit) -> Site:
+        return (self.wholes.sites if edit.whole else self.sites)[edit.site]
+
     def timed(self, edits: Sequence[Edit], layout: str) -> tuple[Edit, ...]:
         """The edits with the latency of each measured."""
         return tuple(
             e if e.latency_ms is not None
-            else replace(e, latency_ms=self.latency(e.block, self.sites[e.site], layout)) for e in edits
+            else replace(e, latency_ms=self.latency(e.block, self._site_of(e), layout)) for e in edits
         )  # fmt: skip
 
 

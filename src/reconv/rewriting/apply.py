@@ -11,6 +11,7 @@ from reconv.data import Feed
 from reconv.planning.edits import Fit, apply_edits, current
 from reconv.planning.gathering import Lessons, samples_for
 from reconv.planning.plan import Edit, Plan
+from reconv.planning.wholes import apply_wholes
 from reconv.ruleset import RULES, Rule, rule_named
 from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.surgery.norms import reestimate
@@ -49,11 +50,12 @@ def apply(
 
 def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
-    """The edits that change values, with re-estimated statistics: what recovery starts from."""
-    sites = {site.name: site for site in find_sites(model, inputs).sites}
-    edits = [e for e in plan.edits if not _exact(e, rules)]
-    lessons = None if feed is None else Lessons(clone(model).eval(), samples_for(feed, sites, seed))
-    student, sites = apply_edits(clone(model), sites, edits, Fit(rules, lessons))
+    """The edits that change structure and values, with re-estimated statistics: what recovery starts from."""
+    student = apply_wholes(clone(model), plan.wholes, inputs, Fit(rules))
+    sites = {site.name: site for site in find_sites(student, inputs).sites}
+    edits = [e for e in plan.edits if not (e.whole or _exact(e, rules))]
+    lessons = None if feed is None else Lessons(clone(student).eval(), samples_for(feed, sites, seed))
+    student, sites = apply_edits(student, sites, edits, Fit(rules, lessons))
     if edits and feed is not None:
         reestimate(student, feed.head(STATISTICS, seed))
     return student, sites
@@ -61,7 +63,7 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
 
 def finish(student: nn.Module, sites: Mapping[str, Site], plan: Plan, rules: Sequence[Rule] = RULES) -> nn.Module:
     """The exact edits, on the weights as they are now, and the plan's memory format. In place."""
-    edits = [e for e in plan.edits if _exact(e, rules)]
+    edits = [e for e in plan.edits if _exact(e, rules) and not e.whole]
     student, _ = apply_edits(student, current(student, sites), edits, Fit(rules))
     return to_layout(student, plan.layout)
 

@@ -20,7 +20,7 @@ from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
 from reconv.rewriting.apply import change, finish
 from reconv.rewriting.recovery import recover
-from reconv.ruleset import rules_named
+from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import ratio, squared_distance
 from reconv.targets import Target, get_target, layout_of, time_networks, to_layout
@@ -103,10 +103,11 @@ def rewrite(
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
     student = to_layout(student, made.layout)  # which trains faster, too
-    changed = any(edit.error != 0.0 for edit in made.edits)
+    exact = {rule.name for rule in (*RULES, *found) if rule.group == "exact"}
+    changed = any(edit.rule not in exact for edit in made.edits)
     if changed and train is not None and held is not None and epochs > 0:
         student = recover(student, model, train, epochs, evaluate, held, seed, example_inputs=inputs,
-                          match=sorted({e.site for e in made.edits} - {""}), progress=progress,
+                          match=made.matches, progress=progress,
                           checkpoint=folder and folder / "checkpoint", resume=resume,
                           log=logger(folder))  # fmt: skip
     student = finish(student, sites_now, made, found).eval()

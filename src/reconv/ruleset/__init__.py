@@ -11,6 +11,7 @@ from reconv.ruleset.asymmetric import Asymmetric
 from reconv.ruleset.bottleneck import Bottleneck
 from reconv.ruleset.combined import Combined
 from reconv.ruleset.deform import Deformable
+from reconv.ruleset.dense import Dense
 from reconv.ruleset.dilate_branch import DilateBranch
 from reconv.ruleset.expand_branches import ExpandBranches
 from reconv.ruleset.fold_batch_norm import FoldBatchNorm
@@ -18,6 +19,7 @@ from reconv.ruleset.fold_branches import FoldBranches
 from reconv.ruleset.fuse_activation import FuseActivation
 from reconv.ruleset.kernel import OwnKernel
 from reconv.ruleset.low_rank_pointwise import LowRankPointwise
+from reconv.ruleset.merge_linear import MergeLinear
 from reconv.ruleset.multi_dilated import MultiDilated
 from reconv.ruleset.multi_size import MultiSize
 from reconv.ruleset.plugins import check_unclaimed, installed, plugin
@@ -37,10 +39,10 @@ __all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rule_named", "rule
 
 # exact rules are applied in this order: where the batch norm is folded, the activation is next
 RULES: tuple[Rule, ...] = (
-    FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(), Subpixel(),
+    FoldBatchNorm(), FoldBranches(), MergeLinear(), Trim(), FuseActivation(), OwnKernel(), Subpixel(),
     Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(), Stacked(), MultiDilated(), LowRankPointwise(),
     Remove(), Combined(),
-    SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), WidenKernel(),
+    SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), Dense(), WidenKernel(),
     DilateBranch(),
 )  # fmt: skip
 GROUPS = ("exact", "smaller", "stronger", "denser")

@@ -68,7 +68,8 @@ def as_of(site: Site, tensors: Tensors) -> dict[str, Tensor]:
 
 def kept(site: Site, prefix: str, factor: float = 1.0) -> dict[str, Tensor]:
     """The site's own tensors under a prefix, all of them times a factor."""
-    return {prefix + name: factor * float64(tensor) for name, tensor in site.tensors.items()}
+    return {prefix + name: factor * float64(tensor) if tensor.is_floating_point() else tensor
+            for name, tensor in site.tensors.items()}  # fmt: skip
 
 
 def beside(site: Site, *others: Block) -> Block:

@@ -29,6 +29,7 @@ from reconv.spec import (
     PixelShuffle,
     Shuffle,
     convs,
+    in_channels,
 )
 from reconv.spec.conv import Ints
 
@@ -52,7 +53,7 @@ class Linear:
     bias: Callable[[], Tensor]
 
 
-def linear(block: Block, tensors: Tensors, dims: int | None = None) -> Linear:
+def linear(block: Block, tensors: Tensors, dims: int | None = None, channels: int | None = None) -> Linear:
     """The convolution that the block is.
 
         chain:   w[o, c, t] = Σ_{m, s_A·d_B·t_B + d_A·t_A = D·t} w_B[o, m, t_B] · w_A[m, c, t_A]
@@ -60,10 +61,12 @@ def linear(block: Block, tensors: Tensors, dims: int | None = None) -> Linear:
         concat:  the same, each branch with its own outputs o
         bn:      w[c] = γ[c] / √(σ²[c] + ε),  b[c] = β[c] − w[c] · μ[c]
 
-    Args:    tensors: the state dict of the block's layer. dims: number of spatial axes, where no part tells them.
+    Args:    tensors: the state dict of the block's layer.
+             dims, channels: number of spatial axes, and of channels that come in, where no part tells them.
     Raises:  NotOneError: when it is none, with the reason.
     """
     dims = dims or next((spec.spatial_dims for spec in convs(block)), None)
+    channels = channels or in_channels(block)
     match block:
         case ConvSpec():
             return _conv(block, tensors)
@@ -73,15 +76,17 @@ def linear(block: Block, tensors: Tensors, dims: int | None = None) -> Linear:
             raise NotOneError(f"it reorders channels: {block}")
         case PixelShuffle():
             raise NotOneError(f"it spreads channels over space: {block}")
+        case Activation(name="identity") if channels is not None:
+            return _identity(channels, dims or 1)
         case Gate() | Deform() | Activation():
             raise NotOneError(f"it is not linear: {block}")
         case Chain():
-            first, *rest = (linear(part, inside(tensors, i), dims) for i, part in enumerate(block.blocks))
-            for then in rest:
-                first = _after(first, then)
+            first = linear(block.blocks[0], inside(tensors, 0), dims, channels)
+            for i, part in enumerate(block.blocks[1:], 1):
+                first = _after(first, linear(part, inside(tensors, i), dims, first.spec.out_channels))
             return first
         case Branches():
-            parts = [linear(part, inside(tensors, i), dims) for i, part in enumerate(block.blocks)]
+            parts = [linear(part, inside(tensors, i), dims, channels) for i, part in enumerate(block.blocks)]
             return _side_by_side(parts, block.join)
         case _:
             assert_never(block)
@@ -110,6 +115,11 @@ def _norm(tensors: Tensors, dims: int) -> Linear:
                   lambda: float64(tensors["bias"]) - scale() * float64(tensors["running_mean"]))  # fmt: skip
 
 
+def _identity(channels: int, dims: int) -> Linear:
+    spec = ConvSpec(in_channels=channels, out_channels=channels, kernel_size=(1,) * dims, groups=channels, bias=False)
+    return Linear(spec, lambda: torch.ones(channels, *[1] * (dims + 2), dtype=torch.float64), torch.Tensor)
+
+
 # -- one after the other ----------------------------------------------------------------------------------
 def _after(first: Linear, then: Linear) -> Linear:
     a, b = first.spec, then.spec
@@ -117,7 +127,7 @@ def _after(first: Linear, then: Linear) -> Linear:
     spec = _chained_spec(a, b).replace(groups=groups, bias=a.bias or b.bias)
 
     def kernel() -> Tensor:
-        w_a, w_b = regrouped(first.kernel(), groups), regrouped(then.kernel(), groups)
+        w_a, w_b = _together([regrouped(first.kernel(), groups), regrouped(then.kernel(), groups)])
         result = w_a.new_zeros(groups, spec.out_channels // groups, spec.in_channels // groups, *spec.kernel_size)
         steps = _steps(a, b)
         size = [(k - 1) * s // d + 1 for k, s, d in zip(a.kernel_size, steps[0], spec.dilation, strict=True)]
@@ -206,7 +216,7 @@ def _side_by_side(parts: Sequence[Linear], join: str) -> Linear:
     spec = _merged_spec(specs).replace(out_channels=outputs, groups=groups, bias=any(each.bias for each in specs))
 
     def kernel() -> Tensor:
-        kernels = [embedded(part.spec, regrouped(part.kernel(), groups), spec) for part in parts]
+        kernels = _together([embedded(part.spec, regrouped(part.kernel(), groups), spec) for part in parts])
         return torch.stack(kernels).sum(0) if join == "sum" else torch.cat(kernels, 1)
 
     def bias() -> Tensor:
@@ -266,6 +276,12 @@ def embedded(spec: ConvSpec, weight: Tensor, into: ConvSpec) -> Tensor:
         window.append(slice(at, at + (k - 1) * stride + 1, stride))
     result[_at(window)] = weight
     return result
+
+
+def _together(tensors: list[Tensor]) -> list[Tensor]:
+    """All on one device: an identity does not know on which the others are."""
+    device = next((t.device for t in tensors if t.device.type != "cpu"), None)
+    return tensors if device is None else [t.to(device) for t in tensors]
 
 
 def _at(window: Sequence[int | slice]) -> Any:

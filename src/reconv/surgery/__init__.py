@@ -2,6 +2,7 @@
 
 from reconv.surgery.clone import applied, clone, fresh, move_hooks, swap, tensors_of
 from reconv.surgery.find import Network, find_sites
+from reconv.surgery.find_regions import find_regions
 from reconv.surgery.sites import ConvCall, Norm, Site
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Site",
     "applied",
     "clone",
+    "find_regions",
     "find_sites",
     "fresh",
     "move_hooks",

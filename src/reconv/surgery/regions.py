@@ -6,36 +6,20 @@ way, where control flow reads values, or an operation has no block, the reason i
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from reconv.errors import ConvError
-from reconv.layers.compose import ChainLayer, block_of
-from reconv.layers.described import Described
-from reconv.layers.sequence import Absorbed
-from reconv.spec import Activation, BatchNorm, Block, Branches, Chain
-from reconv.surgery.clone import applied, user_hooks
-from reconv.surgery.norms import normalises
+from reconv.spec import Activation, Block, Branches, Chain, in_channels, out_channels
+from reconv.surgery.clone import user_hooks
+from reconv.surgery.parts import ADDITIONS, METHODS, NoBlockError, is_leaf, of_function, of_module
 
-EPS = 1e-5  # of a BatchNorm block
 IDENTITY = Activation("identity")
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-SAME = (nn.Identity, Absorbed, *DROPOUTS)  # in evaluation
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-FUNCTIONS: dict[Callable[..., Any], str] = {
-    torch.relu: "relu", torch.relu_: "relu", F.relu: "relu", F.relu6: "relu6", F.leaky_relu: "leaky_relu",
-    F.elu: "elu", F.silu: "silu", F.gelu: "gelu", F.hardswish: "hardswish", F.hardsigmoid: "hardsigmoid",
-    torch.sigmoid: "sigmoid", F.sigmoid: "sigmoid", torch.tanh: "tanh", F.tanh: "tanh",
-}  # fmt: skip
-METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh"}
 
 
 @dataclass(frozen=True)
@@ -58,16 +42,15 @@ class _Step:
     place: int = 0  # of several in one node
 
 
-class _NoBlockError(Exception):
-    """Why a module is no block; a refusal, never shown as an error."""
-
-
 Path = tuple[_Step, ...]
 
 
-def region(module: nn.Module) -> Region | str:
+def region(module: nn.Module, channels: int | None = None) -> Region | str:
     """The block that a module computes in evaluation, or why there is none.
 
+    Average pooling and padding are depthwise convolutions with constant weights in it.
+
+    Args:    channels: of its input, where they are known.
     Example:
              >>> class Block(nn.Module):
              ...     def __init__(self):
@@ -78,21 +61,34 @@ def region(module: nn.Module) -> Region | str:
              >>> str(region(Block()).block)
              '((ic4oc4k3x3p1 + ic4oc4k1x1nb) -> relu + identity)'
     """
-    if _is_leaf(module):  # which tracing would look into
-        whole = region(nn.Sequential(module))
+    if is_leaf(module):  # which tracing would look into
+        whole = region(nn.Sequential(module).train(module.training), channels)
         return whole if isinstance(whole, str) else replace(
             whole, modules=tuple(name.partition(".")[2] for name in whole.modules))  # fmt: skip
+    if watched := next((name for name, part in module.named_modules() if name and user_hooks(part)), None):
+        return f"a hook watches {watched}"
+    own = set(vars(module))
     try:
         graph = _Tracer(module).trace(module)
-    except Exception as error:  # whatever a forward pass may raise that is given a proxy
-        return f"its forward pass cannot be traced: {' '.join(str(error).split())[:200] or type(error).__name__}"
-    try:
-        path = _output(module, graph)
+        walk = _Walk(module, channels)
+        path = walk.output(graph)
         _check_used_once(path)
         block, tensors = _assembled(path)
-    except (_NoBlockError, ConvError) as reason:
+    except (NoBlockError, ConvError) as reason:
         return str(reason)
-    return Region(block, tensors, tuple(_modules(path)))
+    except Exception as error:  # whatever a forward pass may raise that is given a proxy
+        return f"its forward pass cannot be traced: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    finally:
+        for name in set(vars(module)) - own:  # tensors that tracing left there
+            delattr(module, name)
+    return Region(block, _like(module, tensors), tuple(_modules(path)))
+
+
+def _like(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Constant weights, which have no dtype of their own, as the module's parameters."""
+    of = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    return {name: t.to(of) if t.is_floating_point() and t.dtype != of.dtype else t.to(of.device)
+            for name, t in tensors.items()}  # fmt: skip
 
 
 class _Tracer(fx.Tracer):
@@ -101,110 +97,127 @@ class _Tracer(fx.Tracer):
     def __init__(self, root: nn.Module) -> None:
         super().__init__()
         # before tracing, when a look at a parameter becomes a part of the graph
-        self.leaves = {module for module in root.modules() if module is not root and _is_leaf(module)}
+        self.leaves = {module for module in root.modules() if module is not root and is_leaf(module)}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return module in self.leaves or super().is_leaf_module(module, name)
 
 
-def _is_leaf(module: nn.Module) -> bool:
-    if isinstance(module, (*SAME, ChainLayer, Described, _BatchNorm)):
-        return True
-    try:
-        block_of(module)
-    except ConvError:
-        return False
-    return True
+class _Walk:
+    """Follows a graph from the input to the output; what does not depend on the input is computed on the way."""
+
+    def __init__(self, module: nn.Module, channels: int | None) -> None:
+        self.module, self.channels = module, channels
+        self.paths: dict[fx.Node, Path] = {}
+        self.constants: dict[fx.Node, Any] = {}
+
+    @torch.no_grad()
+    def output(self, graph: fx.Graph) -> Path:
+        """The way from the input to the output."""
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                if self.paths:
+                    raise NoBlockError("it takes several inputs")
+                self.paths[node] = ()
+            elif node.op == "output":
+                if not isinstance(node.args[0], fx.Node) or node.args[0] not in self.paths:
+                    raise NoBlockError("it does not give one map")
+                return self.paths[node.args[0]]
+            elif not self.compute(node):
+                self.paths[node] = self.followed(node)
+        raise NoBlockError("it gives nothing")
+
+    def compute(self, node: fx.Node) -> bool:
+        """Computes what a node gives, where that is a constant."""
+        if node.op == "get_attr":
+            self.constants[node] = _attribute(self.module, str(node.target))
+        elif node.op in ("call_function", "call_method") and all(i in self.constants for i in node.all_input_nodes):
+            args, kwargs = self.known(node.args), self.known(node.kwargs)
+            if node.op == "call_method":
+                self.constants[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                self.constants[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return node in self.constants
+
+    def known(self, arguments: Any) -> Any:
+        """Arguments with the constants in their places.
+
+        Raises:  NoBlockError: when one is a map.
+        """
+
+        def value(node: fx.Node) -> Any:
+            if node not in self.constants:
+                raise NoBlockError("it computes with something else than maps")
+            return self.constants[node]
+
+        return fx.node.map_arg(arguments, value)
+
+    def followed(self, node: fx.Node) -> Path:
+        """The way to what a node gives."""
+        if node.op == "call_module":
+            return self.through(node)
+        if node.op == "call_method" and node.target in METHODS and len(node.args) == 1:
+            return (*self.given(node), _Step(node, Activation(METHODS[str(node.target)]), {}))
+        if node.op == "call_function":
+            if node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
+                return self.joined(node, [a for a in node.args if type(a) not in (int, float) or a != 0], "sum")
+            if node.target is torch.cat:
+                return self.joined(node, _concatenated(node), "concat")
+            path = self.given(node)
+            part = of_function(node.target, self.known(node.args[1:]), self.known(node.kwargs),
+                               lambda: self.channels_after(path))  # fmt: skip
+            return path if part is None else (*path, _Step(node, part.block, dict(part.tensors)))
+        raise NoBlockError(f"no block says {getattr(node.target, '__name__', node.target)}")
+
+    def through(self, node: fx.Node) -> Path:
+        """The way through a leaf."""
+        path, name = self.given(node), str(node.target)
+        module = self.module.get_submodule(name)
+        if user_hooks(module):
+            raise NoBlockError(f"a hook watches {name}")
+        steps: list[_Step] = []
+        for part in of_module(name, module, lambda: self.channels_after((*path, *steps))):
+            modules = () if part.module is None else (part.module,)
+            steps.append(_Step(node, part.block, dict(part.tensors), modules, len(steps)))
+        return (*path, *steps)
+
+    def joined(self, node: fx.Node, parts: Sequence[Any], join: str) -> Path:
+        paths = self.known_paths(parts)
+        return paths[0] if len(paths) == 1 else _joined(node, paths, join)
+
+    def given(self, node: fx.Node) -> Path:
+        (path,) = self.known_paths(node.args[:1])
+        return path
+
+    def known_paths(self, arguments: Sequence[Any]) -> list[Path]:
+        if not arguments or not all(isinstance(argument, fx.Node) and argument in self.paths for argument in arguments):
+            raise NoBlockError("it computes with something else than maps")
+        return [self.paths[argument] for argument in arguments]
+
+    def channels_after(self, path: Path) -> int:
+        """Channels of the map at the end of a path."""
+        channels = self.channels
+        for step in path:
+            channels = out_channels(step.block, channels or in_channels(step.block) or 0) or None
+        if channels is None:
+            raise NoBlockError("the channels of a map inside of it are not known")
+        return channels
 
 
-def _output(module: nn.Module, graph: fx.Graph) -> Path:
-    """The way from the input to the output."""
-    paths: dict[fx.Node, Path] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            if paths:
-                raise _NoBlockError("it takes several inputs")
-            paths[node] = ()
-        elif node.op == "output":
-            if not isinstance(node.args[0], fx.Node) or node.args[0] not in paths:
-                raise _NoBlockError("it does not give one map")
-            return paths[node.args[0]]
-        else:
-            paths[node] = _followed(module, node, paths)
-    raise _NoBlockError("it gives nothing")
+def _attribute(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
 
 
-def _followed(module: nn.Module, node: fx.Node, paths: dict[fx.Node, Path]) -> Path:
-    """The way to what a node gives."""
-    if node.op == "call_module":
-        return _given(node, paths) + tuple(_steps(node, module.get_submodule(str(node.target))))
-    if node.op == "call_method" and node.target in METHODS and len(node.args) == 1:
-        return (*_given(node, paths), _Step(node, Activation(METHODS[str(node.target)]), {}))
-    if node.op == "call_function":
-        if node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs:
-            return _joined(node, _paths(node.args, paths), "sum")
-        if node.target is torch.cat and (parts := _concatenated(node)) is not None:
-            return _joined(node, _paths(parts, paths), "concat")
-        if node.target is F.dropout and not node.kwargs.get("training", True):
-            return _given(node, paths)
-        if node.target in FUNCTIONS and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}:
-            return (*_given(node, paths), _Step(node, Activation(FUNCTIONS[node.target]), {}))
-    raise _NoBlockError(f"no block says {getattr(node.target, '__name__', node.target)}")
-
-
-def _given(node: fx.Node, paths: dict[fx.Node, Path]) -> Path:
-    (path,) = _paths(node.args[:1], paths)
-    return path
-
-
-def _paths(arguments: Sequence[Any], paths: dict[fx.Node, Path]) -> list[Path]:
-    if not all(isinstance(argument, fx.Node) and argument in paths for argument in arguments):
-        raise _NoBlockError("it computes with something else than maps")
-    return [paths[argument] for argument in arguments]
-
-
-def _concatenated(node: fx.Node) -> list[Any] | None:
+def _concatenated(node: fx.Node) -> list[Any]:
     """What is joined along the channels."""
     parts, *rest = node.args
     dim = rest[0] if rest else node.kwargs.get("dim", 0)
-    return list(parts) if dim == 1 and isinstance(parts, list | tuple) and len(parts) > 1 else None
-
-
-# -- leaves ---------------------------------------------------------------------------------------
-def _steps(node: fx.Node, module: nn.Module) -> Iterator[_Step]:
-    """What a leaf computes, one after the other."""
-    name = str(node.target)
-    if user_hooks(module):
-        raise _NoBlockError(f"a hook watches {name}")
-    if isinstance(module, ChainLayer):
-        parts = [(f"{name}.{key}", part) for key, part in module.named_children()]
-    else:
-        parts = [(name, module)]
-    for place, (of, part) in enumerate(parts):
-        if not isinstance(part, SAME):
-            block, tensors = _leaf(of, part)
-            yield _Step(node, block, tensors, (of,), place)
-
-
-def _leaf(name: str, module: nn.Module) -> tuple[Block, dict[str, Tensor]]:
-    if isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward and normalises(module):
-        return BatchNorm(), _norm(name, module)
-    return block_of(module), applied(module)
-
-
-def _norm(name: str, norm: _BatchNorm) -> dict[str, Tensor]:
-    """The tensors of a batch norm of any ε as those of a BatchNorm block: √((σ² + 1e-5) / (σ² + ε)) goes to γ."""
-    mean, var = norm.running_mean, norm.running_var
-    if mean is None or var is None:
-        raise _NoBlockError(f"batch norm {name} keeps no running statistics")
-    ones = torch.ones_like(mean)
-    weight = ones if norm.weight is None else norm.weight.detach()
-    bias = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach()
-    if norm.eps != EPS:
-        weight = (weight.double() * ((var.double() + EPS) / (var.double() + norm.eps)).sqrt()).to(weight.dtype)
-    seen = norm.num_batches_tracked
-    return {"weight": weight.clone(), "bias": bias.clone(), "running_mean": mean.clone(), "running_var": var.clone(),
-            "num_batches_tracked": torch.tensor(0) if seen is None else seen.clone()}  # fmt: skip
+    if dim != 1 or not isinstance(parts, list | tuple):
+        raise NoBlockError(f"no block says cat along axis {dim}")
+    return list(parts)
 
 
 # -- branches -------------------------------------------------------------------------------------
@@ -250,4 +263,4 @@ def _check_used_once(path: Path) -> None:
     """What is computed once must not be written twice."""
     twice = [name for name, count in Counter(_modules(path)).items() if count > 1]
     if twice:
-        raise _NoBlockError(f"what {twice[0]} gives is used in branches that do not join again, or it runs twice")
+        raise NoBlockError(f"what {twice[0]} gives is used in branches that do not join again, or it runs twice")

@@ -58,6 +58,7 @@ class Site:
              activation_kind: which function that is, where it is known, and nobody else needs the module.
              refusal: why its module cannot be swapped at all.
              ours: whether its module is one of reconv's layers.
+             modules: of a site that is a whole module of several layers, their names inside of it; else empty.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Site:
     activation_kind: str | None = None
     refusal: str | None = None
     ours: bool = False
+    modules: tuple[str, ...] = ()
 
     @property
     def spec(self) -> ConvSpec:
