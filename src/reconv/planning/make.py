@@ -15,7 +15,7 @@ from reconv.planning.budget import Budget
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.search import cheapest, choose
 from reconv.planning.table import Candidate, Progress, Table, measure
-from reconv.planning.workbench import Outcome, Workbench
+from reconv.planning.workbench import Outcome, Workbench, spent_as_found
 from reconv.ruleset import Rule, rules_named
 from reconv.surgery import Network, Site, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
@@ -63,8 +63,9 @@ def plan(
     calibration = [Batch(inputs)] if data is None else Feed.of(data, inputs).head(CALIBRATION, seed)
     network = find_sites(model, inputs, observers=[count])
     meant = _meant(network, sites)
-    bench = Workbench(model, inputs, meant, found, engine, calibration, restat=data is not None)
-    planner = _Planner(bench, limits, _now(model, network, count), _forced(rules, limits), progress or _silent)
+    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, network.sites)
+    now = spent_as_found(model, network, count)
+    planner = _Planner(bench, limits, now, _forced(rules, limits), progress or _silent)
     outcome, tables = planner.search(rewriting if limits else [])
     reasons = planner.unmet(outcome)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
@@ -83,6 +84,7 @@ class _Planner:
     def __init__(self, bench: Workbench, budget: Budget, now: Mapping[str, float], forced: bool,
                  progress: Progress) -> None:  # fmt: skip
         self.bench, self.budget, self.now, self.forced, self.progress = bench, budget, now, forced, progress
+        self.apart: dict[str, float] = {}  # what edits of several modules cost together, beyond the sum of the rows
 
     def search(self, rules: Sequence[Rule]) -> tuple[Outcome, list[Table]]:
         """The best network found, and the tables that it was chosen from, one for each memory format."""
@@ -105,13 +107,14 @@ class _Planner:
         """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""
         if "latency" not in self.budget or self.unmet(best):
             return False
-        there = self.bench.judge([e for e in best.edits if not self.bench.is_exact(e)], layout)
+        there = self.bench.judge(best.asked, layout)
         return there is None or there.ratio > HOPELESS * best.ratio
 
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
         overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
         seen: set[tuple[Edit, ...]] = set()
+        self.apart = {}
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
@@ -137,7 +140,7 @@ class _Planner:
 
     def as_given(self, start: Outcome) -> Outcome:
         """The original itself, where nothing measured faster."""
-        return replace(start, edits=(), layout=layout_of(self.bench.original), ratio=1.0,
+        return replace(start, edits=(), asked=(), layout=layout_of(self.bench.original), ratio=1.0,
                        latency_ms=start.original_ms, error=0.0)  # fmt: skip
 
     def pick(self, table: Table, start: Outcome, overhead: float,
@@ -149,7 +152,7 @@ class _Planner:
                 limits[name] = AIM * limit.amount(start.original_ms) - overhead
             elif name != "error":
                 fixed = self.now[name] - sum(row[0].costs[name] for row in table.candidates.values())
-                limits[name] = limit.amount(self.now[name]) - fixed
+                limits[name] = limit.amount(self.now[name]) - fixed - self.apart.get(name, 0.0)
         if allowed is not None:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
@@ -162,6 +165,9 @@ class _Planner:
         for site, candidate in choice.items():
             for name in totals:
                 totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]
+        if outcome.counted:
+            self.apart = {name: outcome.counted[name] - totals[name] for name in totals}
+            totals = dict(outcome.counted)
         return replace(outcome, macs=totals["macs"], params=totals["params"], memory=totals["memory"])
 
     def unmet(self, outcome: Outcome) -> list[str]:
@@ -219,17 +225,6 @@ def _meant(network: Network, patterns: str | Sequence[str]) -> list[Site]:
         raise conv_error("plan", "sites must match at least one convolution", got={"sites": patterns},
                          do=f"The network has {names}.", also=ValueError)  # fmt: skip
     return meant
-
-
-def _now(model: nn.Module, network: Network, count: OperatorCount) -> dict[str, float]:
-    """What the network costs as it is. memory: bytes of all parameters and of what its convolutions write."""
-    weights = {id(p): p for p in model.parameters()}.values()
-    written = sum(call.output_bytes for call in network.calls)
-    return {
-        "macs": float(count.macs),
-        "params": float(sum(p.numel() for p in weights)),
-        "memory": float(sum(p.numel() * p.element_size() for p in weights) + written),
-    }
 
 
 def _forced(rules: Rules, budget: Budget) -> bool:

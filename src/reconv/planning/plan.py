@@ -11,6 +11,7 @@ from typing import Any
 
 from reconv.errors import ConvError, conv_error
 from reconv.spec import Block, parse
+from reconv.surgery.kin import Also
 from reconv.targets import LAYOUTS
 
 FORMAT = 1
@@ -23,6 +24,7 @@ class Edit:
     Args:    error: ‖student − teacher‖ / ‖teacher‖ of the network's output with this edit alone, right after the fit.
              latency_ms: measured for all runs of the site in one forward pass; None where it was not.
              absorbs: modules that become identities, because the block does their work.
+             also: other modules that change with it, and what they become: `norm(48)`, a convolution's text, …
     """
 
     site: str
@@ -31,11 +33,13 @@ class Edit:
     error: float | None = None
     latency_ms: float | None = None
     absorbs: tuple[str, ...] = ()
+    also: Also = ()
 
     def to_dict(self) -> dict[str, Any]:
         known = {"site": self.site, "rule": self.rule, "block": str(self.block),
                  "error": self.error, "latency_ms": self.latency_ms}  # fmt: skip
-        return known | ({"absorbs": list(self.absorbs)} if self.absorbs else {})
+        absorbs = {"absorbs": list(self.absorbs)} if self.absorbs else {}
+        return known | absorbs | ({"also": dict(self.also)} if self.also else {})
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,12 @@ def _edit(data: Mapping[str, Any]) -> Edit:
     absorbs = data.get("absorbs", [])
     if not isinstance(absorbs, list):
         raise TypeError(f"absorbs must be a list, not {absorbs!r}")
+    also = data.get("also", {})
+    if not isinstance(also, dict) or not all(isinstance(text, str) for text in also.values()):
+        raise TypeError(f"also must be an object of texts, not {also!r}")
     return Edit(str(data["site"]), str(data["rule"]), parse(data["block"]),
                 None if error is None else float(error), None if latency is None else float(latency),
-                tuple(map(str, absorbs)))  # fmt: skip
+                tuple(map(str, absorbs)), tuple(also.items()))  # fmt: skip
 
 
 def _refusal(data: Mapping[str, Any]) -> Refusal:

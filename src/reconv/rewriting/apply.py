@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from reconv.data import Feed
-from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.edits import Fit, apply_edits, current, with_data
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule
 from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.surgery.norms import reestimate
 from reconv.targets import to_layout
 
+CALIBRATION = 64  # samples to which weights are fitted
 STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
 
 
@@ -48,7 +49,9 @@ def apply(
 def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
     """The edits that change values, with re-estimated statistics: what recovery starts from."""
-    sites = {site.name: site for site in find_sites(model, inputs).sites}
+    found = find_sites(model, inputs).sites
+    known = with_data(found, feed.head(CALIBRATION, seed)) if feed is not None else found
+    sites = {site.name: site for site in known}
     edits = [e for e in plan.edits if not _exact(e, rules)]
     student, sites = apply_edits(clone(model), sites, edits, Fit(rules))
     if edits and feed is not None:

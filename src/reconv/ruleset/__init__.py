@@ -21,6 +21,7 @@ from reconv.ruleset.low_rank_pointwise import LowRankPointwise
 from reconv.ruleset.multi_dilated import MultiDilated
 from reconv.ruleset.multi_size import MultiSize
 from reconv.ruleset.pointwise_after import PointwiseAfter
+from reconv.ruleset.prune_channels import PruneChannels
 from reconv.ruleset.remove import Remove
 from reconv.ruleset.rule import Proposal, Rule, Weights
 from reconv.ruleset.separable import Separable
@@ -37,7 +38,7 @@ __all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rules_named"]
 RULES: tuple[Rule, ...] = (
     FoldBatchNorm(), FoldBranches(), Trim(), FuseActivation(), OwnKernel(),
     Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(), Stacked(), MultiDilated(), LowRankPointwise(),
-    Remove(), Combined(),
+    Remove(), PruneChannels(), Combined(),
     SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), WidenKernel(),
     DilateBranch(),
 )  # fmt: skip
