@@ -54,6 +54,7 @@ NO_SPATIAL_PART = "1×1: it has no spatial part to separate"
 NO_SMALLER = "its kernel has fewer than 3 taps along every axis: no two smaller ones make it"
 NONE_BETWEEN = "its kernel has fewer than 3 taps along every axis: none lies between others"
 NO_POINTWISE = "it is no 1×1: see bottleneck"
+NO_NETWORK = "its network is not known, or has changed around it"
 NO_ROOM = "its padding is less than its kernel: no 1×1 gives its output's size"
 SEE_LOW_RANK = "1×1: see low_rank_pointwise"
 NOT_TRANSPOSED = "it is not transposed"
@@ -124,6 +125,7 @@ REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does n
         "one input channel": NO_ROOM,
     },
     "combined": dict.fromkeys(POINTWISE, SEE_LOW_RANK),
+    "prune_channels": dict.fromkeys(CASES, NO_NETWORK),  # see test_channels.py
 }
 
 

@@ -8,36 +8,42 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from reconv.data import seeded
+from reconv.data import Batch, seeded
 from reconv.errors import conv_error
 from reconv.layers import Absorbed, build
+from reconv.layers.compose import block_of
 from reconv.layers.sequence import quicken
 from reconv.planning.gathering import Lessons
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule, rule_named
 from reconv.ruleset.refine import started
-from reconv.ruleset.rule import Proposal
+from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block
 from reconv.surgery import Site, applied, clone, swap
 from reconv.surgery.find import affine
+from reconv.surgery.kin import Also, aliases, change
 from reconv.surgery.norms import after_normalising
+from reconv.surgery.surroundings import Surroundings
 from reconv.targets import to_layout
 
 
 @seeded(0)  # the user's random numbers stay as they are
 def place(
-    model: nn.Module, names: Sequence[str], block: Block, tensors: Mapping[str, Tensor], absorbs: Iterable[str] = ()
-) -> nn.Module:
+    model: nn.Module, names: Sequence[str], block: Block, tensors: Mapping[str, Tensor], absorbs: Iterable[str] = (),
+    also: Also = (), others: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> nn.Module:  # fmt: skip
     """Swaps `block`, holding `tensors`, in for the module of these names; absorbed modules become identities.
 
     In place; returns the root, which is new where the root itself was the site.
+
+    Args:    also: other modules, and what they become; others: their tensors.
     """
     old = model.get_submodule(names[0])
     like = next((t for t in tensors.values() if t.is_floating_point()), None)
     layer = built(block, old if like is None else like)
     layer.load_state_dict(dict(tensors))
     trainable = any(p.requires_grad for p in old.parameters())
-    model = swap(model, names, layer.requires_grad_(trainable))
+    model = change(swap(model, names, layer.requires_grad_(trainable)), also, others or {})
     for absorbed in absorbs:
         model = absorb(model, absorbed)
     return model
@@ -68,12 +74,6 @@ def hasten(model: nn.Module, names: Iterable[str]) -> None:
             quicken(model, name)
 
 
-def aliases(model: nn.Module, name: str) -> list[str]:
-    """All qualified names of the module that has this one."""
-    module = model.get_submodule(name)
-    return [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
-
-
 class Fit:
     """Starting weights of edits, by the rules that made them.
 
@@ -86,7 +86,7 @@ class Fit:
         self.lessons = lessons
 
     def __call__(self, site: Site, edit: Edit, student: nn.Module | None = None,
-                 before: Sequence[Site] = ()) -> Mapping[str, Tensor]:  # fmt: skip
+                 before: Sequence[Site] = ()) -> Weights:  # fmt: skip
         """Args:    student: the network with the sites `before` already rewritten."""
         rule = self.rules.get(edit.rule) or rule_named(edit.rule)
         if rule is None:
@@ -96,10 +96,10 @@ class Fit:
         seen = None
         if self.lessons is not None and student is not None and rule.group == "smaller":
             seen = self.lessons.responses(student, site, before)
-        return started(rule, site, Proposal(edit.rule, edit.block, edit.absorbs), seen).tensors
+        return started(rule, site, Proposal(edit.rule, edit.block, edit.absorbs, edit.also), seen)
 
 
-Fitting = Callable[[Site, Edit, nn.Module, Sequence[Site]], Mapping[str, Tensor]]
+Fitting = Callable[[Site, Edit, nn.Module, Sequence[Site]], Weights]
 
 
 def apply_edits(
@@ -109,7 +109,8 @@ def apply_edits(
 
     Raises:  ConvError: when the plan names a site that the network does not have, or a rule refuses.
     """
-    now = dict(sites)
+    now, around = dict(sites), next((site.around for site in sites.values() if site.around), None)
+    around = around and around.later(model)
     before: list[Site] = []
     for edit in edits:
         site = now.get(edit.site)
@@ -117,21 +118,45 @@ def apply_edits(
             raise conv_error("apply", "each site of the plan must be a convolution of the network",
                              got={"site": edit.site}, do=f"The network has {', '.join(now)}.",
                              also=ValueError)  # fmt: skip
-        tensors = dict(fit(site, edit, model, before))
-        model = place(model, site.names, edit.block, tensors, edit.absorbs)
-        now[edit.site] = site.after(edit.block, tensors, edit.absorbs)
+        weights = fit(replace(site, around=around), edit, model, before)
+        model = place(model, site.names, edit.block, weights.tensors, edit.absorbs, edit.also, weights.also)
+        now[edit.site] = site.after(edit.block, dict(weights.tensors), edit.absorbs)
+        now |= _beside(model, now, edit)
+        around = around and around.later(model, weights.channels)
         before.append(now[edit.site])
     return model, now
+
+
+def _beside(model: nn.Module, sites: Mapping[str, Site], edit: Edit) -> dict[str, Site]:
+    """The sites that an edit changes beside its own: convolutions, and those whose batch norm it changes."""
+    changed = {}
+    for name, site in sites.items():
+        module = model.get_submodule(site.names[0])
+        if name in dict(edit.also):
+            changed[name] = site.after(block_of(module), applied(module))
+        if site.norm and site.norm.name in dict(edit.also):
+            norm = affine(site.norm.name, model.get_submodule(site.norm.name))
+            changed[name] = replace(changed.get(name, site), norm=norm)
+    return changed
 
 
 def current(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, Site]:
     """The sites with the tensors and batch-norm statistics that `model` holds now (after a recovery, say)."""
     now = {}
+    found = next((site.around for site in sites.values() if site.around), None)
+    around = found and Surroundings(model, found.inputs, found.batches)
     for name, site in sites.items():
         tensors = applied(model.get_submodule(site.names[0]))
         norm = site.norm and affine(site.norm.name, model.get_submodule(site.norm.name))
-        now[name] = replace(site, tensors=tensors, norm=norm)
+        now[name] = replace(site, tensors=tensors, norm=norm, around=around)
     return now
+
+
+def with_data(sites: Sequence[Site], batches: Sequence[Batch]) -> list[Site]:
+    """The sites, in a network of which these inputs are known."""
+    found = next((site.around for site in sites if site.around), None)
+    around = found and found.on(batches)
+    return [replace(site, around=site.around and around) for site in sites]
 
 
 @seeded(0)
@@ -146,7 +171,7 @@ def restructure(model: nn.Module, plan: Plan) -> nn.Module:
             raise conv_error("restructure", "each site of the plan must be a module of the network",
                              got={"site": edit.site}, do="Give the network that the plan was made for.",
                              also=ValueError) from error  # fmt: skip
-        student = swap(student, names, built(edit.block, old))
+        student = change(swap(student, names, built(edit.block, old)), edit.also)
         if edit.whole:
             hasten(student, names)
         for absorbed in edit.absorbs:

@@ -17,7 +17,7 @@ from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.search import cheapest, choose
 from reconv.planning.table import Candidate, Progress, Table, measure
 from reconv.planning.wholes import Wholes, rewrite_wholes
-from reconv.planning.workbench import Outcome, Workbench
+from reconv.planning.workbench import Outcome, Workbench, spent_as_found
 from reconv.ruleset import Rule, rules_named
 from reconv.surgery import Network, Site, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
@@ -65,15 +65,15 @@ def plan(
     inputs, count = tensors_of(example_inputs), OperatorCount()
     calibration = [Batch(inputs)] if data is None else Feed.of(data, inputs).head(CALIBRATION, seed)
     network = find_sites(model, inputs, observers=[count])
-    now = _now(model, network, count)
+    now = spent_as_found(model, network, count)
     wholes = rewrite_wholes(model, inputs, found, _by_name(rules), sites, engine, _forced(rules, limits))
     if wholes.edits:
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
     meant = _meant(network, sites, wholes)
-    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes)
-    planner = _Planner(bench, limits, now, _now(wholes.model, network, count) if wholes.edits else now,
-                       _forced(rules, limits), progress or _silent)  # fmt: skip
+    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites)
+    base = spent_as_found(wholes.model, network, count) if wholes.edits else now
+    planner = _Planner(bench, limits, now, base, _forced(rules, limits), progress or _silent)
     outcome, tables = planner.search(rewriting if limits else [])
     adding = [] if limits else [r for r in rewriting if r.group in ADDING]
     outcome, unserved = planner.added(outcome, adding)
@@ -99,6 +99,7 @@ class _Planner:
                  forced: bool, progress: Progress) -> None:  # fmt: skip
         self.bench, self.budget, self.forced, self.progress = bench, budget, forced, progress
         self.now, self.base = now, base  # what the network costs as given, and with the edits of whole modules
+        self.apart: dict[str, float] = {}  # what edits of several modules cost together, beyond the sum of the rows
 
     def search(self, rules: Sequence[Rule]) -> tuple[Outcome, list[Table]]:
         """The best network found, and the tables that it was chosen from, one for each memory format."""
@@ -131,13 +132,14 @@ class _Planner:
         """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""
         if "latency" not in self.budget or self.unmet(best):
             return False
-        there = self.bench.judge([e for e in best.edits if not (e.whole or self.bench.is_exact(e))], layout)
+        there = self.bench.judge(best.asked, layout)
         return there is None or there.ratio > HOPELESS * best.ratio
 
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
         overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
         seen: set[tuple[Edit, ...]] = set()
+        self.apart = {}
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
@@ -165,8 +167,9 @@ class _Planner:
         """The original itself, where nothing measured faster; but with the edits that were asked for regardless."""
         if self.bench.wholes.kept:
             return start
-        return replace(start, edits=(), layout=layout_of(self.bench.given), ratio=1.0,
-                       latency_ms=start.original_ms, error=0.0, **self.now)  # fmt: skip
+        return replace(start, edits=(), asked=(), layout=layout_of(self.bench.given), ratio=1.0,
+                       latency_ms=start.original_ms, error=0.0, macs=self.now["macs"], params=self.now["params"],
+                       memory=self.now["memory"])  # fmt: skip
 
     def pick(self, table: Table, start: Outcome, overhead: float,
              allowed: float | None) -> dict[str, Candidate]:  # fmt: skip
@@ -177,7 +180,7 @@ class _Planner:
                 limits[name] = AIM * limit.amount(start.original_ms) - overhead
             elif name != "error":
                 fixed = self.base[name] - sum(row[0].costs[name] for row in table.candidates.values())
-                limits[name] = limit.amount(self.now[name]) - fixed
+                limits[name] = limit.amount(self.now[name]) - fixed - self.apart.get(name, 0.0)
         if allowed is not None:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
@@ -190,6 +193,9 @@ class _Planner:
         for site, candidate in choice.items():
             for name in totals:
                 totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]
+        if outcome.counted:
+            self.apart = {name: outcome.counted[name] - totals[name] for name in totals}
+            totals = dict(outcome.counted)
         return replace(outcome, macs=totals["macs"], params=totals["params"], memory=totals["memory"])
 
     def unmet(self, outcome: Outcome) -> list[str]:
@@ -247,17 +253,6 @@ def _meant(network: Network, patterns: str | Sequence[str], wholes: Wholes) -> l
         raise conv_error("plan", "sites must match at least one convolution", got={"sites": patterns},
                          do=f"The network has {names}.", also=ValueError)  # fmt: skip
     return meant
-
-
-def _now(model: nn.Module, network: Network, count: OperatorCount) -> dict[str, float]:
-    """What the network costs as it is. memory: bytes of all parameters and of what its convolutions write."""
-    weights = {id(p): p for p in model.parameters()}.values()
-    written = sum(call.output_bytes for call in network.calls)
-    return {
-        "macs": float(count.macs),
-        "params": float(sum(p.numel() for p in weights)),
-        "memory": float(sum(p.numel() * p.element_size() for p in weights) + written),
-    }
 
 
 def _forced(rules: Rules, budget: Budget) -> bool:

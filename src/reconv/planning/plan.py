@@ -11,6 +11,7 @@ from typing import Any
 
 from reconv.errors import ConvError, conv_error
 from reconv.spec import Block, parse
+from reconv.surgery.kin import Also
 from reconv.targets import LAYOUTS
 
 FORMAT = 1
@@ -25,6 +26,7 @@ class Edit:
              latency_ms: measured for all runs of the site in one forward pass; None where it was not.
              absorbs: modules that become identities, because the block does their work.
              whole: whether `site` is a module of several layers, which `block` stands in for; such edits come first.
+             also: other modules that change with it, and what they become: `norm(48)`, a convolution's text, …
     """
 
     site: str
@@ -34,11 +36,13 @@ class Edit:
     latency_ms: float | None = None
     absorbs: tuple[str, ...] = ()
     whole: bool = False
+    also: Also = ()
 
     def to_dict(self) -> dict[str, Any]:
         known: dict[str, Any] = {"site": self.site, "rule": self.rule, "block": str(self.block),
                  "error": self.error, "latency_ms": self.latency_ms}  # fmt: skip
         known |= {"absorbs": list(self.absorbs)} if self.absorbs else {}
+        known |= {"also": dict(self.also)} if self.also else {}
         return known | ({"whole": True} if self.whole else {})
 
 
@@ -164,9 +168,12 @@ def _edit(data: Mapping[str, Any]) -> Edit:
         raise TypeError(f"absorbs must be a list, not {absorbs!r}")
     if not isinstance(whole, bool):
         raise TypeError(f"whole must be true or false, not {whole!r}")
+    also = data.get("also", {})
+    if not isinstance(also, dict) or not all(isinstance(text, str) for text in also.values()):
+        raise TypeError(f"also must be an object of texts, not {also!r}")
     return Edit(str(data["site"]), str(data["rule"]), parse(data["block"]),
                 None if error is None else float(error), None if latency is None else float(latency),
-                tuple(map(str, absorbs)), whole)  # fmt: skip
+                tuple(map(str, absorbs)), whole, tuple(also.items()))  # fmt: skip
 
 
 def _inside(name: str, modules: Collection[str]) -> bool:

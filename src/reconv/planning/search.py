@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from reconv.planning.table import Candidate
+from reconv.planning.together import exclude, excluding
 
 TIE = 1e-6  # weight of the second goal, which only settles ties
 
@@ -41,6 +42,7 @@ def choose(
         bound = limit**2 if name == "error" else limit
         scale = max(float(spent.max()), 1e-300)
         constraints.append(LinearConstraint(spent / scale, -np.inf, bound / scale))
+    constraints += [LinearConstraint(pairs, -np.inf, 1) for pairs in _excluding(flat)]
     found = milp(objective, constraints=constraints, integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
                  options={"mip_rel_gap": 0.0})  # fmt: skip
     if found.x is None:
@@ -55,7 +57,21 @@ def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]
     def spent(c: Candidate, kept: Candidate) -> tuple[float, float]:
         return sum(c.costs[n] / max(kept.costs[n], 1e-300) for n in names), c.error
 
-    return {site: min(row, key=lambda c: spent(c, row[0])) for site, row in candidates.items()}
+    chosen: dict[str, Candidate] = {}
+    for site, row in candidates.items():
+        taken = [c.edit for c in chosen.values() if c.edit]
+        fits = [c for c in row if c.edit is None or not any(exclude(c.edit, other) for other in taken)]
+        chosen[site] = min(fits, key=lambda c: spent(c, row[0]))
+    return chosen
+
+
+def _excluding(flat: Sequence[Candidate]) -> Iterator[csr_array]:
+    """A row for each two edits of which only one can be made."""
+    place = {id(c.edit): i for i, c in enumerate(flat) if c.edit}
+    pairs = [(place[id(a)], place[id(b)]) for a, b in excluding(c.edit for c in flat if c.edit)]
+    if pairs:
+        rows = np.repeat(np.arange(len(pairs)), 2)
+        yield csr_array((np.ones(len(rows)), (rows, np.array(pairs).ravel())), shape=(len(pairs), len(flat)))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from reconv.data import seeded
 from reconv.layers import build
@@ -16,11 +17,13 @@ from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.workbench import Workbench
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import Block, activation_bytes, macs, params
+from reconv.spec import Block, activation_bytes, macs, params, parse
 from reconv.surgery import Site, clone
+from reconv.surgery.kin import aliases, remade
 from reconv.targets import to_layout
 
 GAIN = 0.97  # a proposal must measure faster than this part of what stands there: timing is noisy
+COSTS = ("latency", "macs", "params", "memory")
 MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
 Progress = Callable[[str, int, int], None]
 
@@ -75,7 +78,8 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         finished = [bench.finished(site, block) for block in (site.block, *(p.block for p in offers))]
         latencies = bench.latencies(finished, site, layout)
         kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
-        rows = [(p, costs(p.block, site, ms)) for p, ms in zip(offers, latencies[1:], strict=True)]
+        rows = [(p, _with(costs(p.block, site, ms), _beside(bench, p, layout)))
+                for p, ms in zip(offers, latencies[1:], strict=True)]  # fmt: skip
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
         fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in gaining]
@@ -84,6 +88,29 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table
+
+
+def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]:
+    return {name: cost[name] + more.get(name, 0.0) for name in cost}
+
+
+def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, float]:
+    """What the modules that change with a site cost more (or less), each in its own place."""
+    total: dict[str, float] = {}
+    for name, text in proposal.also:
+        if name in bench.everywhere:
+            old = bench.everywhere[name]
+            new = old.after(parse(text), old.tensors)
+            for site, sign in ((new, 1), (old, -1)):
+                (ms,) = bench.latencies([bench.finished(old, site.block)], site, layout)
+                total = {k: total.get(k, 0.0) + sign * v for k, v in costs(site.block, site, ms).items()}
+        else:
+            module = bench.original.get_submodule(name)
+            size = next((p.element_size() for p in module.parameters()), 0)
+            more = sum(p.numel() for p in remade(name, module, text).parameters())
+            more -= sum(p.numel() for p in module.parameters())
+            total = _with({**dict.fromkeys(COSTS, 0.0), **total}, {"params": more, "memory": size * more})
+    return total
 
 
 def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
@@ -121,18 +148,19 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
     """Measures how the output moves with each of the proposals, where that is not known from another table."""
     candidates = []
     known = all((site.name, proposal.block) in bench.errors for proposal, _, _ in front)
-    unedited = [] if known else _answers(site, site.block, site.tensors, bench.probe, model, prefix)
+    unedited = [] if known else _answers(site, Proposal("", site.block), Weights(site.tensors, 0.0), bench.probe, model,
+                                         prefix)  # fmt: skip
     for proposal, cost, weights in front:
         key = (site.name, proposal.block)
         if key not in bench.errors:
-            bench.errors[key] = _output_error(site, proposal.block, weights.tensors, unedited, bench.probe, model,
-                                              prefix)  # fmt: skip
+            bench.errors[key] = _output_error(site, proposal, weights, unedited, bench.probe, model, prefix)
         error = bench.errors[key]
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
             table.refusals.append(Refusal(site.name, proposal.rule, why))
             continue
-        edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs)
+        edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs,
+                    also=proposal.also)  # fmt: skip
         candidates.append(Candidate(site.name, edit, cost, error))
     return candidates
 
@@ -160,10 +188,10 @@ def _spread(front: Sequence[Fitted], known: Collection[Block]) -> list[Fitted]:
     return [front[i] for i in sorted(taken) if 0 <= i <= last]
 
 
-def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], unedited: list[Any] | str, probe: Probe,
+def _output_error(site: Site, proposal: Proposal, weights: Weights, unedited: list[Any] | str, probe: Probe,
                   model: nn.Module, prefix: Prefix) -> float | str:  # fmt: skip
     """How far the network's output moves with this block alone; or the network's own error."""
-    answers = _answers(site, block, tensors, probe, model, prefix)
+    answers = _answers(site, proposal, weights, probe, model, prefix)
     if isinstance(unedited, str) or isinstance(answers, str):
         return unedited if isinstance(unedited, str) else str(answers)
     error = probe.moved(answers, unedited)
@@ -171,14 +199,19 @@ def _output_error(site: Site, block: Block, tensors: dict[str, Tensor], unedited
 
 
 @seeded(0)  # the user's random numbers stay as they are
-def _answers(site: Site, block: Block, tensors: dict[str, Tensor], probe: Probe, model: nn.Module,
+def _answers(site: Site, proposal: Proposal, weights: Weights, probe: Probe, model: nn.Module,
              prefix: Prefix) -> list[Any] | str:  # fmt: skip
     """What the network gives with this block in the site's place; or its own error."""
-    layer = build(block, device=site.device, dtype=site.dtype)
-    layer.load_state_dict(tensors)
-    norm = model.get_submodule(site.norm.name) if site.norm else None
-    with standing_in(model, site.names, prefix.until(layer)) as changed:
+    layer = build(proposal.block, device=site.device, dtype=site.dtype)
+    layer.load_state_dict(weights.tensors)
+    around = site.around.model if site.around else model  # in `model` the convolutions are wrapped
+    with ExitStack() as changes:
+        changed = changes.enter_context(standing_in(model, site.names, prefix.until(layer)))
+        for name, text in proposal.also:
+            new = remade(name, around.get_submodule(name), text)
+            new.load_state_dict(weights.also[name])
+            changes.enter_context(standing_in(changed, aliases(changed, name), new))
         try:
-            return probe.answers(changed, norm, prefix)
+            return probe.answers(changed, changed.get_submodule(site.norm.name) if site.norm else None, prefix)
         except Exception as raised:
             return f"{type(raised).__name__}: {raised}"

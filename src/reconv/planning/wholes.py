@@ -85,7 +85,7 @@ def apply_wholes(student: nn.Module, edits: Sequence[Edit], inputs: tuple[Any, .
             raise conv_error("apply", "the module must be one that can be rewritten as a whole",
                              got={"site": edit.site, "rule": edit.rule}, do=f"It cannot: {site.refusal}.",
                              also=ValueError)  # fmt: skip
-        tensors = fit(site, edit, seen, ())
+        tensors = fit(site, edit, seen, ()).tensors
         now[edit.site] = site.after(edit.block, dict(tensors))
         seen = place(seen, site.names, edit.block, tensors)
         student = place(student, site.names, edit.block, tensors)

@@ -8,20 +8,22 @@ from itertools import filterfalse
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, seeded
 from reconv.layers import build
-from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.edits import Fit, apply_edits, current, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
+from reconv.planning.together import in_turn
 from reconv.planning.wholes import Wholes
 from reconv.ruleset import Rule
 from reconv.ruleset.refine import started
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import Block
-from reconv.surgery import Site, clone, fresh
+from reconv.spec import Block, ConvSpec, in_channels
+from reconv.surgery import ConvCall, Network, Norm, Site, clone, find_sites, fresh
 from reconv.surgery.norms import reestimate
 from reconv.targets import (
     LatencyCache,
@@ -52,6 +54,8 @@ class Outcome:
     macs: float = 0.0
     params: float = 0.0
     memory: float = 0.0
+    counted: Mapping[str, float] | None = None  # macs, params and memory, where the sum over sites does not tell
+    asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
 
 
 class Workbench:
@@ -59,12 +63,15 @@ class Workbench:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
                  engine: Target, calibration: Sequence[Batch], restat: bool,
-                 wholes: Wholes | None = None) -> None:  # fmt: skip
+                 wholes: Wholes | None = None, everywhere: Sequence[Site] = ()) -> None:  # fmt: skip
         self.given = clone(model).eval()
         self.wholes = wholes or Wholes(self.given)
         self.original = self.wholes.model  # what is edited
         self.inputs, self.engine, self.rules, self.restat = inputs, engine, tuple(rules), restat
+        if restat:
+            sites, everywhere = with_data(sites, calibration), with_data(everywhere, calibration)
         self.sites = {site.name: site for site in sites}
+        self.everywhere = {site.name: site for site in everywhere} | self.sites
         self.exact_rules = [rule for rule in rules if rule.group == "exact"]
         self.cache = LatencyCache()
         self.probe = Probe(self.given, calibration)
@@ -74,10 +81,10 @@ class Workbench:
         self.forms: dict[tuple[str, Block], Block] = {}
         self.errors: dict[tuple[str, Block], float | str] = {}  # of the output, or what the network raised
 
-    def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Mapping[str, Tensor]:
-        """The starting weights of an edit, from the table where it made them."""
-        known = self.weights.get((site.name, edit.block))
-        return known.tensors if known else Fit(self.rules)(site, edit)
+    def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Weights:
+        """The starting weights of an edit, from the table where it made them; of several modules as these are now."""
+        known = None if edit.also else self.weights.get((site.name, edit.block))
+        return known or Fit(self.rules)(site, edit)
 
     def weights_of(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
         """The starting weights of a proposal, fitted once; with data, judged by the responses."""
@@ -106,7 +113,7 @@ class Workbench:
         if key not in self.forms:
             shapes = build(block, device="meta", dtype=site.dtype).state_dict()
             blank = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in shapes.items()}
-            now = site.after(block, blank)  # the form does not depend on the weights
+            now = with_norm_of(site.after(block, blank), block)  # the form does not depend on the weights
             for rule in filterfalse(_may_be_slower, self.exact_rules):
                 proposal = None if rule.refuse(now) else next(iter(rule.propose(now)), None)
                 now = now.after(proposal.block, blank, proposal.absorbs) if proposal else now
@@ -120,7 +127,7 @@ class Workbench:
     def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float]:
         totals = [0.0] * len(blocks)
         for call in site.calls:
-            problems = [Problem(b, call.input_shape, site.dtype, site.device, layout) for b in blocks]
+            problems = [Problem(b, _taken(b, call), site.dtype, site.device, layout) for b in blocks]
             for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
                 totals[i] += timing.median_ms
         return totals
@@ -135,9 +142,12 @@ class Workbench:
 
         None where none runs.
         """
-        student, sites = apply_edits(clone(self.original), self.sites, edits, self.fit)
+        asked, edits = tuple(edits), in_turn(edits, self.sites)
+        student, sites = apply_edits(clone(self.original), self.everywhere, edits, self.fit)
+        sites = {name: site for name, site in sites.items() if name in self.sites}
         if edits and self.restat:
             reestimate(student, self.probe.batches)
+        counted = spent_by(student, self.inputs) if any(e.also for e in edits) else None
         edits = (*self.wholes.edits, *edits)
         variants = [(edits, student)]
         for count in range(1, len(self.exact_rules) + 1):
@@ -151,7 +161,8 @@ class Workbench:
         best = min(range(len(variants)), key=lambda i: timings[i].median_ms)
         chosen, model = variants[best]
         median = timings[best].median_ms
-        return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model))
+        return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model),
+                       counted=counted, asked=asked)  # fmt: skip
 
     def with_exact(self, student: nn.Module, sites: Mapping[str, Site], rules: Sequence[Rule],
                    layout: str) -> tuple[nn.Module, list[Edit]]:  # fmt: skip
@@ -165,7 +176,8 @@ class Workbench:
         """What the exact rules (all, or these) offer for the sites as they are, and why elsewhere nothing."""
         edits, refusals, now = [], [], dict(sites)
         for rule in self.exact_rules if rules is None else rules:
-            for name, site in now.items():
+            for name in sites:
+                site = now[name]
                 reason = rule.refuse(site)
                 proposal = None if reason else next(iter(rule.propose(site)), None)
                 if proposal is not None and _may_be_slower(rule):
@@ -175,8 +187,13 @@ class Workbench:
                 if proposal is None:
                     refusals.append(Refusal(name, rule.name, reason or "it has no proposal"))
                     continue
-                edits.append(Edit(name, rule.name, proposal.block, 0.0, absorbs=proposal.absorbs))
-                now[name] = site.after(proposal.block, rule.init(site, proposal).tensors, proposal.absorbs)
+                edits.append(Edit(name, rule.name, proposal.block, 0.0, absorbs=proposal.absorbs, also=proposal.also))
+                if proposal.also and site.around:  # other sites change with it
+                    model, changed = apply_edits(clone(site.around.model), now, edits[-1:], Fit(self.rules))
+                    now = current(model, changed)
+                else:
+                    weights = rule.init(site, proposal)
+                    now[name] = site.after(proposal.block, weights.tensors, proposal.absorbs)
         return edits, refusals
 
     def is_exact(self, edit: Edit) -> bool:
@@ -209,3 +226,35 @@ class Workbench:
 def _may_be_slower(rule: Rule) -> bool:
     """Whether a rule says of itself that only a measurement tells if it gains."""
     return bool(getattr(rule, "where_faster", False))
+
+
+def _taken(block: Block, call: ConvCall) -> tuple[int, ...]:
+    """The shape of a run's input, with as many channels as the block takes."""
+    axis = len(call.input_shape) - 1 - call.spec.spatial_dims
+    channels = in_channels(block) or call.input_shape[axis]
+    return (*call.input_shape[:axis], channels, *call.input_shape[axis + 1 :])
+
+
+def with_norm_of(site: Site, block: Block) -> Site:
+    """The site, its batch norm of as many channels as the block gives, without values."""
+    if site.norm is None or not isinstance(block, ConvSpec) or block.out_channels == len(site.norm.scale):
+        return site
+    blank = torch.ones(block.out_channels, dtype=torch.float64)
+    return replace(site, norm=Norm(site.norm.name, blank, blank))
+
+
+def spent_by(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, float]:
+    """What a network costs as it is."""
+    count = OperatorCount()
+    return spent_as_found(model, find_sites(model, inputs, observers=[count]), count)
+
+
+def spent_as_found(model: nn.Module, network: Network, count: OperatorCount) -> dict[str, float]:
+    """memory: bytes of all parameters and of what its convolutions write."""
+    weights = {id(p): p for p in model.parameters()}.values()
+    written = sum(call.output_bytes for call in network.calls)
+    return {
+        "macs": float(count.macs),
+        "params": float(sum(p.numel() for p in weights)),
+        "memory": float(sum(p.numel() * p.element_size() for p in weights) + written),
+    }

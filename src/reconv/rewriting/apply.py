@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reconv.data import Feed
-from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.edits import Fit, apply_edits, current, with_data
 from reconv.planning.gathering import Lessons, samples_for
 from reconv.planning.plan import Edit, Plan
 from reconv.planning.wholes import apply_wholes
@@ -17,6 +17,7 @@ from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.surgery.norms import reestimate
 from reconv.targets import to_layout
 
+CALIBRATION = 64  # samples to which weights are fitted
 STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
 
 
@@ -52,7 +53,9 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
     """The edits that change structure and values, with re-estimated statistics: what recovery starts from."""
     student = apply_wholes(clone(model), plan.wholes, inputs, Fit(rules))
-    sites = {site.name: site for site in find_sites(student, inputs).sites}
+    found = find_sites(student, inputs).sites
+    known = with_data(found, feed.head(CALIBRATION, seed)) if feed is not None else found
+    sites = {site.name: site for site in known}
     edits = [e for e in plan.edits if not (e.whole or _exact(e, rules))]
     lessons = None if feed is None else Lessons(clone(student).eval(), samples_for(feed, sites, seed))
     student, sites = apply_edits(student, sites, edits, Fit(rules, lessons))

@@ -24,6 +24,7 @@ from reconv.ruleset.multi_dilated import MultiDilated
 from reconv.ruleset.multi_size import MultiSize
 from reconv.ruleset.plugins import check_unclaimed, installed, plugin
 from reconv.ruleset.pointwise_after import PointwiseAfter
+from reconv.ruleset.prune_channels import PruneChannels
 from reconv.ruleset.remove import Remove
 from reconv.ruleset.rule import Proposal, Rule, Weights
 from reconv.ruleset.separable import Separable
@@ -41,7 +42,7 @@ __all__ = ["GROUPS", "RULES", "Proposal", "Rule", "Weights", "rule_named", "rule
 RULES: tuple[Rule, ...] = (
     FoldBatchNorm(), FoldBranches(), MergeLinear(), Trim(), FuseActivation(), OwnKernel(), Subpixel(),
     Separable(), Asymmetric(), Bottleneck(), ShuffledGroup(), Stacked(), MultiDilated(), LowRankPointwise(),
-    Remove(), Combined(),
+    Remove(), PruneChannels(), Combined(),
     SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), Dense(), WidenKernel(),
     DilateBranch(),
 )  # fmt: skip

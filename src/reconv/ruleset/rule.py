@@ -10,24 +10,36 @@ from torch import Tensor
 
 from reconv.ruleset.responses import Responses
 from reconv.spec import Block
+from reconv.surgery.channels import Channels
 from reconv.surgery.sites import Site
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A block that a rule offers for a site. `absorbs`: modules whose work the block takes over."""
+    """A block that a rule offers for a site.
+
+    Args:    absorbs: modules whose work the block takes over.
+             also: other modules that change with it, and what they become (see surgery/kin.py).
+    """
 
     rule: str
     block: Block
     absorbs: tuple[str, ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of `layers.build(proposal.block)`'s state dict; error: ‖W − Ŵ‖ / ‖W‖ of the kernel they compose to."""
+    """Tensors of `layers.build(proposal.block)`'s state dict; error: ‖W − Ŵ‖ / ‖W‖ of the kernel they compose to.
+
+    Args:    also: the state dicts of the other modules that change.
+             channels: those of the network afterwards, where the rule knows them.
+    """
 
     tensors: dict[str, Tensor] = field(repr=False)
     error: float
+    also: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    channels: Channels | None = field(default=None, repr=False, compare=False)
 
 
 class Rule(Protocol):

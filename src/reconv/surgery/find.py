@@ -17,6 +17,7 @@ from reconv.surgery.certain import doubt
 from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
 from reconv.surgery.norms import after_normalising, normalises
 from reconv.surgery.sites import DEFORMABLE, ConvCall, Norm, Site
+from reconv.surgery.surroundings import Surroundings
 from reconv.surgery.trace import Field, Observer, Run, Trace, is_conv, plain_forward
 
 SCRIPTED = "TorchScript: its layers cannot be swapped; give the network as Python code"
@@ -66,7 +67,8 @@ def find_sites(
             by_module.setdefault(run.module, []).append(run)
         else:
             refusals[run.call.name] = _unreachable(run)
-    sites = tuple(_site(trace, module, runs) for module, runs in by_module.items())
+    around = Surroundings(copied, fresh(tensors_of(example_inputs)))
+    sites = tuple(replace(_site(trace, module, runs), around=around) for module, runs in by_module.items())
     return Network(sites, tuple(r.call for r in trace.runs), tuple(refusals.items()), trace.reads_values)
 
 

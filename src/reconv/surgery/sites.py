@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from reconv.errors import conv_error
-from reconv.spec import Block, ConvSpec
+from reconv.spec import Block, ConvSpec, macs
+
+if TYPE_CHECKING:
+    from reconv.surgery.surroundings import Surroundings
 
 DEFORMABLE = "deformable"  # the kind of such a call
 
@@ -59,6 +63,7 @@ class Site:
              refusal: why its module cannot be swapped at all.
              ours: whether its module is one of reconv's layers.
              modules: of a site that is a whole module of several layers, their names inside of it; else empty.
+             around: the network, for rules that edit several modules; None where it is no longer known.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Site:
     refusal: str | None = None
     ours: bool = False
     modules: tuple[str, ...] = ()
+    around: Surroundings | None = field(default=None, repr=False, compare=False)
 
     @property
     def spec(self) -> ConvSpec:
@@ -110,8 +116,21 @@ class Site:
         gone = None if norm is self.norm else "its batch norm is folded already"
         activation, kind = (None, None) if self.activation in absorbed else (self.activation, self.activation_kind)
         norms = tuple(n for n in self.norms if n.name not in absorbed)
-        return replace(self, block=block, tensors=tensors, norm=norm, norm_refusal=gone or self.norm_refusal,
-                       norms=norms, activation=activation, activation_kind=kind, ours=True)  # fmt: skip
+        calls = tuple(_narrowed(call, block) for call in self.calls) if isinstance(block, ConvSpec) else self.calls
+        return replace(self, block=block, tensors=tensors, calls=calls, norm=norm,
+                       norm_refusal=gone or self.norm_refusal, norms=norms, activation=activation,
+                       activation_kind=kind, ours=True, around=None)  # fmt: skip
+
+
+def _narrowed(call: ConvCall, spec: ConvSpec) -> ConvCall:
+    """The run with as many channels as the convolution now takes and gives."""
+    if (call.spec.in_channels, call.spec.out_channels) == (spec.in_channels, spec.out_channels):
+        return call
+    axis = len(call.input_shape) - 1 - spec.spatial_dims
+    shapes = [(*shape[:axis], channels, *shape[axis + 1 :]) for shape, channels in
+              ((call.input_shape, spec.in_channels), (call.output_shape, spec.out_channels))]  # fmt: skip
+    return replace(call, spec=spec, input_shape=shapes[0], weight_shape=spec.weight_shape, output_shape=shapes[1],
+                   macs=macs(spec, shapes[0]))  # fmt: skip
 
 
 def chosen(name: str, patterns: str | Sequence[str]) -> bool:

@@ -1,0 +1,83 @@
+"""Edits that change several modules, beside each other: which exclude each other, and what they add up to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from reconv.planning.plan import Edit
+from reconv.spec import ConvSpec, parse
+from reconv.surgery import Site
+from reconv.surgery.kin import text_of
+from reconv.surgery.spaces import narrowed_spec
+
+_NUMBERS = re.compile(r"\d+")
+
+
+def touched(edit: Edit) -> set[str]:
+    """All modules that an edit changes."""
+    return {edit.site, *edit.absorbs, *(name for name, _ in edit.also)}
+
+
+def exclude(one: Edit, other: Edit) -> bool:
+    """Whether two edits of different sites cannot both be made.
+
+    What changes several modules says how much it takes off each, so that two such edits add up; a module that another
+    rule replaces as a whole has nothing to be taken off.
+    """
+    return bool(one.also or other.also) and not (one.also and other.also) and bool(touched(one) & touched(other))
+
+
+def excluding(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:
+    """The pairs that cannot both be made."""
+    edits = list(edits)
+    several = [e for e in edits if e.also]
+    if not several:
+        return []
+    return [(a, b) for a, b in combinations(edits, 2) if a.site != b.site and exclude(a, b)]
+
+
+def in_turn(edits: Sequence[Edit], sites: Mapping[str, Site]) -> tuple[Edit, ...]:
+    """Edits made each for the network as it is, as they read when they are made one after the other.
+
+    Args:    sites: of the network as it is.
+    """
+    if sum(bool(e.also) for e in edits) < 2:
+        return tuple(edits)
+    before: dict[str, str] = {}
+    now: dict[str, str] = {}
+    result = []
+    for edit in edits:
+        if not edit.also:
+            result.append(edit)
+            continue
+        around = sites[edit.site].around
+        assert around is not None  # the rule has looked into it
+        changes = {edit.site: str(edit.block), **dict(edit.also)}
+        for name in changes:
+            if name not in before:
+                before[name] = now[name] = text_of(around.model.get_submodule(name)) or ""
+        now |= {name: _moved(now[name], before[name], text) for name, text in changes.items()}
+        result.append(replace(edit, block=parse(now[edit.site]), also=tuple((n, now[n]) for n, _ in edit.also)))
+    return tuple(result)
+
+
+def _moved(now: str, before: str, after: str) -> str:
+    """`now`, changed as `before` was to `after`."""
+    if "(" in now:
+        numbers = zip(*(map(int, _NUMBERS.findall(text)) for text in (now, before, after)), strict=True)
+        moved = iter([n + a - b for n, b, a in numbers])
+        return _NUMBERS.sub(lambda _: str(next(moved)), now)
+    here, old, new = map(ConvSpec.parse, (now, before, after))
+    return str(narrowed_spec(here, here.in_channels + new.in_channels - old.in_channels,
+                             here.out_channels + new.out_channels - old.out_channels))  # fmt: skip
+
+
+def parameters(text: str, norm_affine: bool = True, bias: bool = True) -> int:
+    """Trained numbers of a module beside a site that is no convolution."""
+    numbers = [int(n) for n in _NUMBERS.findall(text)]
+    if text.startswith("linear("):
+        return numbers[0] * numbers[1] + bias * numbers[1]
+    return 2 * numbers[0] * norm_affine if text.startswith("norm(") else 0

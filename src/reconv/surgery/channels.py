@@ -1,0 +1,428 @@
+"""`Channels`: which channels of a network are one and the same, so that they can be removed together.
+
+The network runs once, and every tensor is followed by the numbers of its channels: a convolution gives new ones; a
+sum, a gate or a depthwise convolution says that two are the same; a concatenation, a view or a permutation moves the
+numbers as it moves the values. What cannot be followed (a softmax over channels, an operator that is not known, the
+network's output) pins the channels that it touches, with its reason: pinned channels stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from reconv.spec import ConvSpec
+from reconv.surgery.clone import fresh, user_hooks
+from reconv.surgery.norms import normalises
+from reconv.surgery.trace import VALUE_READS, can_hook, is_conv, plain_forward
+
+Numbers = np.ndarray  # int64
+MOVES = frozenset((
+    "view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
+    "clone", "alias", "detach", "_to_copy", "contiguous", "slice", "select", "split", "split_with_sizes", "unbind",
+    "cat", "stack", "lift_fresh", "flip",
+))  # fmt: skip
+CUTS = frozenset(("slice", "select", "split", "split_with_sizes", "unbind", "flip"))
+POINTWISE = frozenset(("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "native_dropout", "prelu",
+                       "_prelu_kernel"))  # fmt: skip
+REDUCTIONS = frozenset(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "norm"))
+ALONG = frozenset(("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum"))  # as long as before, but mixed
+SPATIAL = ("max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "upsample_", "_upsample_",
+           "reflection_pad", "replication_pad", "constant_pad_nd")  # fmt: skip
+
+
+@dataclass
+class Leaf:
+    """A module whose channels are known by number: of what it takes, and of what it gives."""
+
+    kind: str  # "conv", "depthwise", "norm" or "linear"
+    ins: Numbers
+    outs: Numbers
+
+
+@dataclass
+class Channels:
+    """What the pass showed. `root` names channels that are the same; `pinned`: why some cannot go.
+
+    Args:    leaves: by the first name of their module, in the order of their first run.
+    """
+
+    leaves: dict[str, Leaf] = field(default_factory=dict)
+    parent: list[int] = field(default_factory=list)
+    pinned: dict[int, str] = field(default_factory=dict)
+
+    # -- numbers ----------------------------------------------------------------------------------
+    def new(self, count: int) -> Numbers:
+        start = len(self.parent)
+        self.parent += range(start, start + count)
+        return np.arange(start, start + count)
+
+    def root(self, number: int) -> int:
+        while self.parent[number] != number:
+            self.parent[number] = self.parent[self.parent[number]]
+            number = self.parent[number]
+        return number
+
+    def roots(self, numbers: Numbers) -> Numbers:
+        return np.array([self.root(int(n)) for n in numbers], dtype=np.int64)
+
+    def tie(self, one: Numbers, other: Numbers) -> None:
+        """Says that these are the same, pair by pair."""
+        pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
+        for a, b in pairs.T:
+            a, b = self.root(int(a)), self.root(int(b))
+            if a == b:
+                continue
+            a, b = min(a, b), max(a, b)
+            self.parent[b] = a
+            reason = self.pinned.pop(b, None)
+            if reason is not None:
+                self.pinned.setdefault(a, reason)
+
+    def pin(self, numbers: Numbers, reason: str) -> None:
+        for number in np.unique(numbers):
+            self.pinned.setdefault(self.root(int(number)), reason)
+
+    def settled(self) -> Channels:
+        """All leaves by roots alone."""
+        leaves = {name: Leaf(each.kind, self.roots(each.ins), self.roots(each.outs))
+                  for name, each in self.leaves.items()}  # fmt: skip
+        return Channels(leaves, self.parent, self.pinned)
+
+    @cached_property
+    def members(self) -> dict[int, Counter[tuple[str, str]]]:
+        """How often each root is in the modules' inputs and outputs (once settled)."""
+        found: dict[int, Counter[tuple[str, str]]] = {}
+        for name, leaf in self.leaves.items():
+            for side, numbers in (("in", leaf.ins), ("out", leaf.outs)):
+                for root in numbers.tolist():
+                    found.setdefault(root, Counter())[name, side] += 1
+        return found
+
+    @cached_property
+    def givers(self) -> dict[int, str]:
+        """Which convolution is the first to give a root; "" where it is no convolution."""
+        found: dict[int, str] = {}
+        for name, leaf in self.leaves.items():
+            for root in leaf.outs.tolist():
+                found.setdefault(root, name if leaf.kind == "conv" else "")
+        return found
+
+    def without(self, removed: Iterable[int]) -> Channels:
+        """The channels once some are gone."""
+        gone = np.array(sorted(removed), dtype=np.int64)
+        leaves = {name: Leaf(leaf.kind, *(of[~np.isin(of, gone)] for of in (leaf.ins, leaf.outs)))
+                  for name, leaf in self.leaves.items()}  # fmt: skip
+        return Channels(leaves, self.parent, self.pinned)
+
+
+def channels_of(model: nn.Module, inputs: tuple[Any, ...]) -> Channels | str:
+    """The channels of `model` (in evaluation mode), or why they cannot be followed."""
+    follower = _Follower(model)
+    handles = [h for m in model.modules() if can_hook(m) for h in follower.watch(m)]
+    try:
+        inputs = fresh(inputs)
+        for x in inputs:
+            if isinstance(x, Tensor):
+                follower.fixed(x, "they are the network's input")
+        with torch.no_grad(), follower:
+            result = model(*inputs)
+    except Exception as error:
+        return f"its channels cannot be followed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    finally:
+        for handle in handles:
+            handle.remove()
+    if follower.reads_values:
+        return "the forward pass decides by values, so that its channels are not certain"
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            follower.pin(leaf, "they are the network's output")
+        elif leaf is not None and not isinstance(leaf, int | float | str | bool):
+            return f"the network gives a {type(leaf).__name__}"
+    return follower.found.settled()
+
+
+class _Follower(TorchDispatchMode):
+    """Each tensor's numbers: an array of as many axes, 1 long where the number does not depend on the axis."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.names = {m: name for name, m in reversed(list(model.named_modules(remove_duplicate=False)))}
+        owners: dict[nn.Parameter, set[nn.Module]] = {}
+        for m in model.modules():
+            for p in m.parameters(recurse=False):
+                owners.setdefault(p, set()).add(m)
+        self.tied = {m for several in owners.values() if len(several) > 1 for m in several}
+        self.hooked = {m for m in model.modules() if user_hooks(m)}
+        self.found = Channels()
+        self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.inside = 0  # of how many leaves
+        self.reads_values = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operator imports all of torch.compile
+
+    # -- modules ----------------------------------------------------------------------------------
+    def watch(self, module: nn.Module) -> list[Any]:
+        kind = leaf_kind(module)
+
+        def enter(m: nn.Module, args: tuple[Any, ...]) -> None:
+            self.inside += kind is not None
+            if m in self.hooked:
+                self.pin_all(args, f"a hook watches {self.names[m]}")
+
+        def leave(m: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+            if kind is not None:
+                self.inside -= 1
+                if self.inside == 0 and len(args) == 1 and isinstance(args[0], Tensor) and isinstance(out, Tensor):
+                    self.leaf(kind, m, args[0], out)
+            if m in self.hooked:
+                self.pin_all(out, f"a hook watches {self.names[m]}")
+
+        return [module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)]
+
+    def leaf(self, kind: str, module: nn.Module, x: Tensor, out: Tensor) -> None:
+        axis, name = _channel_axis(kind, module, x), self.names[module]
+        ins = self.along(x, axis, f"{name} takes them along several axes")
+        outs = self.found.new(out.shape[axis]) if kind != "norm" else ins
+        if kind == "conv":
+            kind = self.grouped(ConvSpec.of(module), ins, outs)
+        if module in self.tied:
+            self.found.pin(np.concatenate([ins, outs]), f"the parameters of {name} are shared with another module")
+        known = self.found.leaves.setdefault(name, Leaf(kind, ins, outs))
+        if len(known.ins) != len(ins):
+            self.found.pin(np.concatenate([ins, outs, known.ins, known.outs]), f"{name} runs on different inputs")
+        else:
+            self.found.tie(known.ins, ins)
+            self.found.tie(known.outs, outs)
+        shape = [1] * out.ndim
+        shape[axis] = -1
+        self.numbers[out] = outs.reshape(shape)
+
+    def grouped(self, spec: ConvSpec, ins: Numbers, outs: Numbers) -> str:
+        """Depthwise: what comes in goes out. Else all groups lose the same of their channels."""
+        if spec.groups == 1:
+            return "conv"
+        if spec.groups == spec.in_channels:
+            self.found.tie(np.repeat(ins, spec.out_channels // spec.in_channels), outs)
+            return "depthwise"
+        for side in (ins, outs):
+            rows = side.reshape(spec.groups, -1)
+            self.found.tie(np.broadcast_to(rows[:1], rows.shape), rows)
+        return "conv"
+
+    # -- operators --------------------------------------------------------------------------------
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if func._schema.name in VALUE_READS:
+            self.reads_values = True
+        if self.inside == 0 and self.known(args, kwargs):
+            self.follow(func, args, kwargs, out)
+        return out
+
+    def known(self, *arguments: Any) -> list[Tensor]:
+        return [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x in self.numbers]
+
+    def follow(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        name = func._schema.name.removeprefix("aten::")
+        outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if name in MOVES:
+            self.moved(name, func, args, kwargs, outs)
+        elif name in POINTWISE or _pointwise(func):
+            self.pointwise(name, [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)], outs)
+        elif name.startswith(SPATIAL):
+            self.spatial(name, args, outs)
+        elif name in REDUCTIONS and len(self.known(args, kwargs)) == 1:
+            self.reduced(name, func, args, kwargs, outs)
+        elif name in ALONG and self.shape(args[0])[int(args[1])] == 1:
+            self.numbers[outs[0]] = self.numbers[args[0]]
+        else:
+            self.lost(name, (args, kwargs), outs)
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        return tuple(self.numbers[x].shape)
+
+    def lost(self, name: str, inputs: Any, outs: Iterable[Tensor], reason: str | None = None) -> None:
+        """Nothing is known of what the operator does: all that it touches stays."""
+        reason = reason or f"{name} takes them, which is not followed"
+        self.pin_all(inputs, reason)
+        for out in outs:
+            self.fixed(out, reason)
+
+    def fixed(self, tensor: Tensor, reason: str) -> None:
+        number = self.found.new(1)
+        self.found.pin(number, reason)
+        self.numbers[tensor] = number.reshape([1] * tensor.ndim)
+
+    def pin(self, tensor: Tensor, reason: str) -> None:
+        if tensor in self.numbers:
+            self.found.pin(self.numbers[tensor], reason)
+
+    def pin_all(self, arguments: Any, reason: str) -> None:
+        for x in self.known(arguments):
+            self.pin(x, reason)
+
+    def along(self, x: Tensor, axis: int, reason: str) -> Numbers:
+        """The numbers of a tensor along one axis, where they depend on no other; else new ones, all pinned."""
+        if x not in self.numbers:
+            self.fixed(x, "they are made in the forward pass")
+        numbers = self.numbers[x]
+        if numbers.size != numbers.shape[axis]:
+            self.pin(x, reason)
+            self.fixed(x, reason)
+            numbers = self.numbers[x]
+        return np.ascontiguousarray(np.broadcast_to(numbers.reshape(-1), (x.shape[axis],)))
+
+    def moved(self, name: str, func: Any, args: Any, kwargs: Any, outs: Sequence[Tensor]) -> None:
+        """The operator is run on the numbers themselves."""
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor) and x not in self.numbers:
+                self.fixed(x, "they are made in the forward pass")
+        given = self.known(args, kwargs)
+        if name in CUTS and not self.cut_apart(name, given[0], outs):
+            return self.lost(name, (args, kwargs), outs, f"{name} cuts the channels")
+        full = {id(x): torch.from_numpy(self.numbers[x].copy()).expand(x.shape) for x in given}
+        swapped = [_replaced(a, full) for a in args]
+        if name == "_to_copy":
+            func, kwargs = torch.ops.aten.clone.default, {}
+        elif name in ("view", "_unsafe_view", "_reshape_alias"):
+            func, swapped, kwargs = torch.ops.aten.reshape.default, [swapped[0], outs[0].shape], {}
+        results = [t for t in tree_leaves(func(*swapped, **kwargs)) if isinstance(t, Tensor)]
+        for out, result in zip(outs, results, strict=True):
+            self.numbers[out] = self.rectangular(_compact(result))
+        if name in ("split", "split_with_sizes", "unbind"):
+            self.equal_parts(outs)
+
+    def cut_apart(self, name: str, x: Tensor, outs: Sequence[Tensor]) -> bool:
+        """Whether only axes are cut along which all channels are alike, or all parts are as long."""
+        numbers = self.shape(x)
+        varying = [i for i, n in enumerate(numbers) if n > 1]
+        if name in ("unbind", "select"):
+            lost = [i for i in varying if outs[0].ndim < x.ndim and x.shape[i] not in outs[0].shape]
+            return not lost and (name == "select" or not varying or x.shape[varying[0]] in outs[0].shape)
+        if name == "flip":
+            return not varying
+        same = len({out.shape for out in outs}) == 1 and len(outs) > 1
+        return all(outs[0].shape[i] == x.shape[i] or same for i in varying)
+
+    def equal_parts(self, outs: Sequence[Tensor]) -> None:
+        """Parts of the channels that must stay as long as each other lose the same of them."""
+        first = self.numbers[outs[0]]
+        for out in outs[1:]:
+            if self.numbers[out].shape == first.shape:
+                self.found.tie(first, self.numbers[out])
+
+    def rectangular(self, numbers: Numbers) -> Numbers:
+        """Where channels lie along several axes (in a shuffle, say), each row loses the same of them."""
+        while sum(n > 1 for n in numbers.shape) > 1:
+            axis = next(i for i, n in enumerate(numbers.shape) if n > 1)
+            first = np.take(numbers, [0], axis)
+            self.found.tie(np.broadcast_to(first, numbers.shape), numbers)
+            numbers = first
+        return numbers
+
+    def pointwise(self, name: str, inputs: Sequence[Tensor], outs: Sequence[Tensor]) -> None:
+        """Values at the same place: their channels are the same."""
+        ndim = outs[0].ndim
+        aligned = [(x, (1,) * (ndim - x.ndim) + tuple(x.shape)) for x in inputs]
+        known = [(x, shape, self.numbers[x].reshape((1,) * (ndim - x.ndim) + self.shape(x)))
+                 for x, shape in aligned if x in self.numbers]  # fmt: skip
+        varying = [max(sizes) > 1 for sizes in zip(*(n.shape for _, _, n in known), strict=True)]
+        for x, shape in aligned:
+            if x not in self.numbers and any(v and n > 1 for v, n in zip(varying, shape, strict=True)):
+                return self.lost(name, inputs, outs, f"{name} takes them with a tensor of its own")
+        result: Numbers | None = None
+        for x, shape, numbers in known:
+            if any(v and n == 1 for v, n in zip(varying, shape, strict=True)):
+                if any(n > 1 for n in numbers.shape):
+                    return self.lost(name, inputs, outs, f"{name} spreads them over other channels")
+                self.pin(x, f"{name} spreads it over other channels")
+            elif result is None:
+                result = numbers
+            else:
+                full = np.broadcast_shapes(result.shape, numbers.shape)
+                one, other = np.broadcast_to(result, full), np.broadcast_to(numbers, full)
+                self.found.tie(one, other)
+                result = one
+        if result is None:
+            return self.lost(name, inputs, outs)
+        for out in outs:
+            self.numbers[out] = result
+        return None
+
+    def spatial(self, name: str, args: Any, outs: Sequence[Tensor]) -> None:
+        """Poolings and the like, which see each channel alone."""
+        x = args[0]
+        last = len(args[1]) // 2 if name == "constant_pad_nd" else next(int(c) for c in name if c.isdigit())
+        shape = self.shape(x)
+        padded = [i for i in range(x.ndim) if outs[0].shape[i] != x.shape[i]] if name == "constant_pad_nd" else \
+            range(x.ndim - last, x.ndim)  # fmt: skip
+        if any(shape[i] > 1 for i in padded):
+            return self.lost(name, args, outs)
+        for out in outs:
+            self.numbers[out] = self.numbers[x]
+        return None
+
+    def reduced(self, name: str, func: Any, args: Any, kwargs: Any, outs: Sequence[Tensor]) -> None:
+        x = args[0]
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | dict(kwargs)
+        dims = given.get("dim")
+        dims = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+        axes = {d % x.ndim for d in dims} if x.ndim else set()
+        shape = self.shape(x)
+        if any(shape[i] > 1 for i in axes):
+            return self.lost(name, args, outs, f"{name} is taken over the channels")
+        kept = outs[0].ndim == x.ndim
+        for out in outs:
+            self.numbers[out] = self.numbers[x].reshape([n for i, n in enumerate(shape) if kept or i not in axes])
+        return None
+
+
+def leaf_kind(module: nn.Module) -> str | None:
+    """ "conv", "norm" or "linear" of a module whose channels can be taken away."""
+    if is_conv(module):
+        return "conv" if plain_forward(module) is None else None
+    if isinstance(module, _BatchNorm) and normalises(module):
+        return "norm"
+    return "linear" if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward else None
+
+
+def _channel_axis(kind: str, module: nn.Module, x: Tensor) -> int:
+    if kind == "linear":
+        return x.ndim - 1
+    return 1 if kind == "norm" else x.ndim - 1 - len(module.kernel_size)  # type: ignore[arg-type]
+
+
+def _pointwise(func: Any) -> bool:
+    packet = func._overloadpacket
+    return any(torch.Tag.pointwise in getattr(packet, each).tags for each in packet.overloads())
+
+
+def _replaced(argument: Any, full: dict[int, Tensor]) -> Any:
+    if isinstance(argument, Tensor):
+        return full[id(argument)]
+    if isinstance(argument, list | tuple) and any(isinstance(each, Tensor) for each in argument):
+        return [_replaced(each, full) for each in argument]
+    return argument
+
+
+def _compact(full: Tensor) -> Numbers:
+    """1 long along every axis on which the numbers do not depend."""
+    for axis in range(full.ndim):
+        first = full.narrow(axis, 0, min(1, full.shape[axis]))
+        if full.shape[axis] > 1 and (full.stride(axis) == 0 or bool((full == first).all())):
+            full = first
+    return np.ascontiguousarray(full.numpy())
