@@ -95,13 +95,14 @@ def inner_first(model: nn.Module) -> list[str]:
     def visit(module: nn.Module, name: str) -> None:
         done.add(module)
         for key, child in module.named_children():
-            if child not in done:
+            if child not in done and not isinstance(child, torch.jit.ScriptModule):
                 visit(child, f"{name}.{key}" if name else key)
         holds = any(True for _ in module.children())
         if holds and not isinstance(module, Described | nn.ModuleList | nn.ModuleDict):
             names.append(name)
 
-    visit(model, "")
+    if not isinstance(model, torch.jit.ScriptModule):  # whose modules are not Python's
+        visit(model, "")
     return names
 
 

@@ -86,8 +86,10 @@ def region(module: nn.Module, channels: int | None = None) -> Region | str:
 
 def _like(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Constant weights, which have no dtype of their own, as the module's parameters."""
-    of = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    return {name: t.to(of) if t.is_floating_point() and t.dtype != of.dtype else t.to(of.device)
+    own = [t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()]
+    of = own[0] if own else torch.empty(0)
+    known = {(t.dtype, t.device) for t in own} or {(of.dtype, of.device)}
+    return {name: t.to(of) if t.is_floating_point() and (t.dtype, t.device) not in known else t
             for name, t in tensors.items()}  # fmt: skip
 
 
