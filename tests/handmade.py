@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from reconv.layers import build
 from reconv.ruleset import Proposal, Rule
 from reconv.ruleset.additions import wider
 from reconv.ruleset.expand_branches import ExpandBranches
+from reconv.ruleset.offers import pointwise
 from reconv.spec import Block, ConvSpec, convs, output_shape, parse
 from reconv.surgery.sites import ConvCall, Norm, Site
+from reconv.surgery.surroundings import Surroundings
 
 
 def random(seed: object) -> torch.Generator:
@@ -65,7 +68,24 @@ def _bordered(block: Block | str, dtype: torch.dtype, **changes: object) -> Site
     return site
 
 
-MADE = {"fold_branches": _expanded, "trim": _bordered}  # these rules ask for a certain block
+def _in_a_network(block: Block | str, dtype: torch.dtype, **changes: object) -> Site:
+    """The convolution with one behind it that takes its channels."""
+    alone = make_site(block, dtype, **changes)
+    if alone.refusal or not isinstance(alone.block, ConvSpec):
+        return alone
+    net = torch.nn.Sequential()
+    net.add_module("conv", build(alone.block, dtype=dtype))
+    net.add_module("next", build(pointwise(alone.spec.replace(groups=1), alone.spec.out_channels, 2), dtype=dtype))
+    net.conv.load_state_dict(alone.tensors)
+    around = Surroundings(net.eval(), (input_of(alone.block, dtype),))
+    return replace(alone, around=around)
+
+
+MADE = {
+    "fold_branches": _expanded,
+    "trim": _bordered,
+    "prune_channels": _in_a_network,
+}  # these rules ask for a certain block
 
 
 def _call(spec: ConvSpec | None, dtype: torch.dtype) -> ConvCall:
