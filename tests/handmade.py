@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from reconv.ruleset.expand_branches import ExpandBranches
 from reconv.ruleset.offers import pointwise
 from reconv.spec import Block, Chain, ConvSpec, convs, output_shape, parse
 from reconv.surgery.sites import ConvCall, Norm, Site
+from reconv.surgery.surroundings import Surroundings
 
 
 def random(seed: object) -> torch.Generator:
@@ -74,8 +76,25 @@ def _mixed_after(block: Block | str, dtype: torch.dtype, **changes: object) -> S
     return make_site(Chain(spec, after), dtype, **changes)
 
 
-# these rules ask for a certain block
-MADE = {"fold_branches": _expanded, "merge_linear": _mixed_after, "trim": _bordered}
+def _in_a_network(block: Block | str, dtype: torch.dtype, **changes: object) -> Site:
+    """The convolution with one behind it that takes its channels."""
+    alone = make_site(block, dtype, **changes)
+    if alone.refusal or not isinstance(alone.block, ConvSpec):
+        return alone
+    net = torch.nn.Sequential()
+    net.add_module("conv", build(alone.block, dtype=dtype))
+    net.add_module("next", build(pointwise(alone.spec.replace(groups=1), alone.spec.out_channels, 2), dtype=dtype))
+    net.conv.load_state_dict(alone.tensors)
+    around = Surroundings(net.eval(), (input_of(alone.block, dtype),))
+    return replace(alone, around=around)
+
+
+MADE = {  # these rules ask for a certain block
+    "fold_branches": _expanded,
+    "merge_linear": _mixed_after,
+    "trim": _bordered,
+    "prune_channels": _in_a_network,
+}
 
 
 def _call(spec: ConvSpec | None, dtype: torch.dtype) -> ConvCall:

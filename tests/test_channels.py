@@ -219,7 +219,8 @@ def test_channels_that_nobody_reads_go_first_and_are_not_missed(make, data):
 
 
 REFUSED = {
-    "output": (lambda: built(lambda m, x: m.a(x), a=conv(3, 8)), "its channels must stay: they are the network's output"),
+    "output": (lambda: built(lambda m, x: m.a(x), a=conv(3, 8)),
+               "its channels must stay: they are the network's output"),
     "input": (lambda: built(lambda m, x: m.c(m.a(x) + x), a=conv(3, 3), c=conv(3, 4)),
               "its channels must stay: they are the network's input"),
     "later": (residual, "its channels are those of a, which gives them first"),

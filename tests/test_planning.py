@@ -308,7 +308,8 @@ def test_statistics_of_a_batch_do_not_count_as_an_edits_error():
     prefix = Prefix(wrapped, batches)
 
     def answers(scale: float) -> Any:
-        return table._answers(site, site.block, {k: v * scale for k, v in site.tensors.items()}, probe, wrapped, prefix)
+        weights = Weights({k: v * scale for k, v in site.tensors.items()}, 0.0)
+        return table._answers(site, Proposal("", site.block), weights, probe, wrapped, prefix)
 
     as_it_is = answers(1.0)
     assert probe.moved(as_it_is, probe.outputs) > 0.1

@@ -15,7 +15,7 @@ from reconv.ruleset.shuffled_group import Mixed, Permuted, ShuffledGroup
 from reconv.spec import ConvSpec, convs, macs, output_shape
 from reconv.surgery.sites import ConvCall, Site
 
-SMALLER = rules_named("smaller")
+SMALLER = tuple(rule for rule in rules_named("smaller") if rule.name != "prune_channels")  # it needs a network
 FOLD, FUSE, KERNEL = rules_named("fold_batch_norm", "fuse_activation", "kernel")
 
 CASES = {
@@ -54,7 +54,7 @@ NO_SPATIAL_PART = "1×1: it has no spatial part to separate"
 NO_SMALLER = "its kernel has fewer than 3 taps along every axis: no two smaller ones make it"
 NONE_BETWEEN = "its kernel has fewer than 3 taps along every axis: none lies between others"
 NO_POINTWISE = "it is no 1×1: see bottleneck"
-NO_NETWORK = "its network is not known, or has changed around it"
+GIVEN = "its channels must stay: they are the network's input"
 NO_ROOM = "its padding is less than its kernel: no 1×1 gives its output's size"
 SEE_LOW_RANK = "1×1: see low_rank_pointwise"
 NOT_TRANSPOSED = "it is not transposed"
@@ -125,7 +125,10 @@ REFUSED: dict[str, dict[str, str]] = {  # every rule has its row; what it does n
         "one input channel": NO_ROOM,
     },
     "combined": dict.fromkeys(POINTWISE, SEE_LOW_RANK),
-    "prune_channels": dict.fromkeys(CASES, NO_NETWORK),  # see test_channels.py
+    "prune_channels": {  # the network around it is of handmade.py; see also test_channels.py
+        "one output channel": "it has one channel that could go: it must stay",
+        **dict.fromkeys((c for c in CASES if c.startswith("depthwise")), GIVEN),
+    },
 }
 
 
@@ -268,7 +271,7 @@ def test_an_ordinary_convolution_gets_proposals(rule, text):
 
 
 # -- dtypes -------------------------------------------------------------------------------------------
-AS_THEY_ARE = {"fuse_activation", "kernel", "trim", "multi_dilated", "subpixel"}  # they copy values
+AS_THEY_ARE = {"fuse_activation", "kernel", "trim", "multi_dilated", "subpixel", "prune_channels"}  # they copy values
 AS_THEY_ARE |= {rule.name for rule in rules_named("stronger")} - {"expand_branches"}
 
 
