@@ -60,8 +60,10 @@ class Workbench:
         self.cache = LatencyCache()
         self.probe = Probe(self.original, calibration)
         self.weights: dict[tuple[str, Block], Weights] = {}
-        self.forms: dict[tuple[str, Block], Block] = {}
-        self.errors: dict[tuple[str, Block], float | str] = {}  # of the output, or what the network raised
+        self.forms: dict[tuple[str, Block, tuple[str, ...]], Block] = {}
+        self.errors: dict[
+            tuple[str, Block, tuple[str, ...]], float | str
+        ] = {}  # of the output, or what the network raised
 
     def fit(self, site: Site, edit: Edit) -> dict[str, Tensor]:
         """The starting weights of an edit, from the table where it made them."""
@@ -76,13 +78,13 @@ class Workbench:
         return self.weights[key]
 
     @seeded(0)  # the user's random numbers stay as they are
-    def finished(self, site: Site, block: Block) -> Block:
+    def finished(self, site: Site, block: Block, absorbed: tuple[str, ...] = ()) -> Block:
         """What a block becomes once the exact rules are applied: the form that will run, and so is timed."""
-        key = (site.name, block)
+        key = (site.name, block, absorbed)
         if key not in self.forms:
             shapes = build(block, device="meta", dtype=site.dtype).state_dict()
             blank = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in shapes.items()}
-            now = site.after(block, blank)  # the form does not depend on the weights
+            now = site.after(block, blank, absorbed)  # the form does not depend on the weights
             for rule in self.exact_rules:
                 proposal = None if rule.refuse(now) else next(iter(rule.propose(now)), None)
                 now = now.after(proposal.block, blank, proposal.absorbs) if proposal else now
