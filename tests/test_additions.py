@@ -12,6 +12,7 @@ from reconv.planning.plan import Plan
 from reconv.rewriting.apply import apply
 from reconv.rewriting.job import rewrite
 from reconv.ruleset import rules_named
+from reconv.surgery.outputs import distance
 
 IMAGE = grid(2, 3, 11, 13)
 FAKE = FakeTarget()
@@ -83,3 +84,24 @@ def test_branches_that_a_job_adds_are_folded_back_at_its_end():
     assert not any(isinstance(m, nn.BatchNorm2d) for m in result.model.modules())
     assert result.latency_ratio < 1
     torch.testing.assert_close(result.model(IMAGE), model(IMAGE), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("absorbs", [(), ("2",)], ids=["alone", "with its ReLU"])
+def test_a_convolution_may_be_removed_with_its_relu(absorbs, monkeypatch):
+    """Both forms have the same block; each is probed and applied as what it is."""
+    rows = {}
+
+    def chosen(candidates, *_, **__):
+        rows.update(candidates)
+        wanted = [c for c in candidates["0"] if c.edit and c.edit.absorbs == absorbs]
+        return {site: row[0] for site, row in candidates.items()} | {"0": wanted[0]}
+
+    monkeypatch.setattr("reconv.planning.make.choose", chosen)
+    model = network()
+    made = plan(model, IMAGE, "error=1", rules="remove", sites="0", target=FAKE)
+    (edit,) = made.edits
+    assert edit.absorbs == absorbs
+    assert len({c.error for c in rows["0"]}) == 3  # as it is, and both forms
+    student = apply(model, made, IMAGE)
+    assert isinstance(student[2], nn.ReLU) != bool(absorbs)
+    assert distance(student(IMAGE), model(IMAGE)) == pytest.approx(edit.error, rel=1e-4)

@@ -426,9 +426,10 @@ def test_every_edit_measured_faster_on_an_engine_where_groups_are_slow():
 
 
 def test_nothing_that_is_slower_as_a_whole_is_planned():
-    """Where every layer costs the same whatever it computes, more layers are slower: only exact rules help."""
-    made = plan(network(), IMAGE, "latency=0.5", None, FakeTarget(mac=0.0))
-    assert {edit.rule for edit in made.edits} == {"fold_batch_norm"}
+    """Where every layer costs the same whatever it computes, more layers are slower: only fewer help."""
+    made = plan(network(), IMAGE, "latency=0.3", None, FakeTarget(mac=0.0))
+    assert {edit.rule for edit in made.edits} == {"fold_batch_norm", "remove"}
+    assert all(edit.absorbs for edit in made.edits)  # a batch norm or a ReLU
     assert made.latency_ratio < 1
     assert not made.met
 

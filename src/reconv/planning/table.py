@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from reconv.data import seeded
-from reconv.layers import build
+from reconv.layers import Absorbed, build
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.workbench import Workbench
@@ -20,6 +20,7 @@ from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, activation_bytes, macs, params, parse
 from reconv.surgery import Site, clone
 from reconv.surgery.kin import aliases, remade
+from reconv.surgery.norms import after_normalising
 from reconv.targets import to_layout
 
 GAIN = 0.97  # a proposal must measure faster than this part of what stands there: timing is noisy
@@ -75,7 +76,7 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
         offers = _offers(site, rules, table)
-        finished = [bench.finished(site, block) for block in (site.block, *(p.block for p in offers))]
+        finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
         latencies = bench.latencies(finished, site, layout)
         kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
         rows = [(p, _with(costs(p.block, site, ms), _beside(bench, p, layout)))
@@ -83,7 +84,7 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
         fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in gaining]
-        front = _spread(_front(fitted), {b for name, b in bench.errors if name == site.name})
+        front = _spread(_front(fitted), {b for name, b, _ in bench.errors if name == site.name})
         front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     progress("measuring proposals", len(bench.sites), len(bench.sites))
@@ -114,7 +115,7 @@ def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, floa
 
 
 def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
-    offers: dict[Block, Proposal] = {}
+    offers: dict[object, Proposal] = {}
     for rule in rules:
         reason = rule.refuse(site)
         proposals = [] if reason else list(rule.propose(site))
@@ -122,7 +123,7 @@ def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
             why = reason or "it has no proposal that costs fewer multiply-accumulates"
             table.refusals.append(Refusal(site.name, rule.name, why))
         for proposal in proposals:
-            offers.setdefault(proposal.block, proposal)
+            offers.setdefault((proposal.block, proposal.absorbs), proposal)
     return list(offers.values())
 
 
@@ -147,13 +148,14 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
             table: Table) -> list[Candidate]:  # fmt: skip
     """Measures how the output moves with each of the proposals, where that is not known from another table."""
     candidates = []
-    known = all((site.name, proposal.block) in bench.errors for proposal, _, _ in front)
+    known = all((site.name, proposal.block, proposal.absorbs) in bench.errors for proposal, _, _ in front)
     unedited = [] if known else _answers(site, Proposal("", site.block), Weights(site.tensors, 0.0), bench.probe, model,
                                          prefix)  # fmt: skip
     for proposal, cost, weights in front:
-        key = (site.name, proposal.block)
+        key = (site.name, proposal.block, proposal.absorbs)
         if key not in bench.errors:
-            bench.errors[key] = _output_error(site, proposal, weights, unedited, bench.probe, model, prefix)
+            with _absorbed(model, proposal.absorbs):
+                bench.errors[key] = _output_error(site, proposal, weights, unedited, bench.probe, model, prefix)
         error = bench.errors[key]
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
@@ -163,6 +165,16 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
                     also=proposal.also)  # fmt: skip
         candidates.append(Candidate(site.name, edit, cost, error))
     return candidates
+
+
+@contextmanager
+def _absorbed(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Identities, or what is left of their work, in the place of modules, for a while."""
+    with ExitStack() as stack:
+        for name in names:
+            left = after_normalising(model.get_submodule(name)) or Absorbed()
+            stack.enter_context(standing_in(model, aliases(model, name), left))
+        yield
 
 
 def _front(fitted: Sequence[Fitted]) -> list[Fitted]:

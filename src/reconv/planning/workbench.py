@@ -78,8 +78,9 @@ class Workbench:
         self.responses = Gathered(self.original, calibration, sites) if restat else None
         self.weights: dict[tuple[str, Block], Weights] = {}
         self.improved: set[tuple[str, Block]] = set()  # the weights that are improved on responses already
-        self.forms: dict[tuple[str, Block], Block] = {}
-        self.errors: dict[tuple[str, Block], float | str] = {}  # of the output, or what the network raised
+        self.forms: dict[tuple[str, Block, tuple[str, ...]], Block] = {}
+        # of the output, or what the network raised
+        self.errors: dict[tuple[str, Block, tuple[str, ...]], float | str] = {}
 
     def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Weights:
         """The starting weights of an edit, from the table where it made them; of several modules as these are now."""
@@ -107,13 +108,13 @@ class Workbench:
         return started(rule, site, proposal, seen and replace(seen, work=work))
 
     @seeded(0)  # the user's random numbers stay as they are
-    def finished(self, site: Site, block: Block) -> Block:
+    def finished(self, site: Site, block: Block, absorbed: tuple[str, ...] = ()) -> Block:
         """What a block becomes once the exact rules are applied: the form that will run, and so is timed."""
-        key = (site.name, block)
+        key = (site.name, block, absorbed)
         if key not in self.forms:
             shapes = build(block, device="meta", dtype=site.dtype).state_dict()
             blank = {name: torch.zeros((), dtype=t.dtype).expand(t.shape) for name, t in shapes.items()}
-            now = with_norm_of(site.after(block, blank), block)  # the form does not depend on the weights
+            now = with_norm_of(site.after(block, blank, absorbed), block)  # the form does not depend on the weights
             for rule in filterfalse(_may_be_slower, self.exact_rules):
                 proposal = None if rule.refuse(now) else next(iter(rule.propose(now)), None)
                 now = now.after(proposal.block, blank, proposal.absorbs) if proposal else now

@@ -23,7 +23,12 @@ WORK = 4_000_000_000  # multiply-accumulates that the sweeps of a fit may take, 
 SWEEPS_LEAST, SWEEPS_FIRST, SWEEPS_MOST = 2, 10, 160
 ENOUGH = 0.998  # of the error before SWEEPS_FIRST more sweeps; what gains less is left
 EXACT = 1e-12  # relative; what is nearer needs no sweeps
-RIDGE = 1e-9  # of the largest diagonal entry: the normal equations may be singular
+SMALL = 512  # rows of a matrix that is decomposed as a whole
+STEPS = 6  # of conjugate gradients, for a part between two others
+RIDGE = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-5,
+}  # of the largest diagonal entry: it may be singular
 Kernels = tuple[tuple[int, ...], ...]  # the sizes of the small kernels, from first to last
 
 
@@ -177,7 +182,10 @@ def fit(weight: Tensor, kernels: Kernels, mid: int) -> list[Tensor]:
     """Small kernels that compose to nearly the weight."""
     largest = weight.abs().max()
     scale = torch.where(largest > 0, largest, 1.0)
-    parts = _fit(weight / scale, kernels, mid)
+    scaled = weight / scale
+    if mid < _enough(weight, kernels[0], kernels[-1]) and 8 * _work(weight, kernels[0], kernels[-1], mid) > WORK:
+        scaled = scaled.float()  # it takes long, and is far from exact
+    parts = [part.to(weight.dtype) for part in _fit(scaled, kernels, mid)]
     return _balanced(parts, scale)
 
 
@@ -188,15 +196,14 @@ def _fit(weight: Tensor, kernels: Kernels, mid: int) -> list[Tensor]:
     if len(early) == 1:
         return [first, then]
     parts = _fit(first, tuple(early), mid)
-    return [*parts, _last_for(weight, convolved(*parts), then)]
+    parts.append(_last_for(weight, convolved(*parts), then))
+    return _refined(weight, parts, max(1, min(SWEEPS_FIRST, WORK // (4 * STEPS * _work(weight, merged, last, mid)))))
 
 
 def _fit_two(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> tuple[Tensor, Tensor]:
     """The best of a few starts, each improved by alternating least squares, then improved as long as that pays."""
-    g, o, i, *size = weight.shape
-    work = g * mid * mid * prod(size) * (i * prod(last) ** 2 + o * prod(first) ** 2)  # of one sweep, about
-    sweeps = max(SWEEPS_LEAST, min(SWEEPS_MOST, WORK // work))
-    enough = min(i * _shifts(size, last), o * _shifts(size, first))
+    sweeps = max(SWEEPS_LEAST, min(SWEEPS_MOST, WORK // _work(weight, first, last, mid)))
+    enough = _enough(weight, first, last)
     starts = [(_from_patches if mid < enough else _from_shifts)(weight, first, last, mid)]
     if mid < enough and sweeps > SWEEPS_FIRST:
         swapped = _from_patches(weight.transpose(1, 2), last, first, mid)
@@ -214,15 +221,47 @@ def _fit_two(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int
     return best
 
 
+def _enough(weight: Tensor, first: Sequence[int], last: Sequence[int]) -> int:
+    """Channels a group at which one of two kernels may only shift."""
+    _, o, i, *size = weight.shape
+    return min(i * _shifts(size, last), o * _shifts(size, first))
+
+
+def _work(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> int:
+    """Multiply-accumulates of one sweep, about."""
+    g, o, i, *_ = weight.shape
+
+    def side(outputs: int, inputs: int, fixed: int, free: int) -> int:
+        unknown = free * mid  # of each output
+        return mid * fixed * free * inputs * (outputs + 2 * mid) + unknown**3 // 3 + 4 * outputs * unknown**2
+
+    return g * (side(o, i, prod(first), prod(last)) + side(i, o, prod(last), prod(first)))
+
+
 def _from_patches(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> tuple[Tensor, Tensor]:
     """First kernels that span what the weight's windows hold most of, as many as there are; the rest at random."""
     g, o, i, *_ = weight.shape
     windows = [weight[_window(tap, first)] for tap in product(*map(range, last))]
-    basis = left_basis(torch.stack(windows, 1).reshape(g, -1, i * prod(first)).mT)[..., :mid].mT
+    basis = _strongest(torch.stack(windows, 1).reshape(g, -1, i * prod(first)).mT, mid).mT
     if basis.shape[1] < mid:
         basis = torch.cat([basis, _some((g, mid - basis.shape[1], i * prod(first)), weight)], 1)
     kernels = basis.reshape(g, mid, i, *first)
     return kernels, _last_for(weight, kernels, weight.new_zeros(g, o, mid, *last))
+
+
+def _strongest(matrix: Tensor, count: int) -> Tensor:
+    """About the strongest left singular vectors: of large matrices by a few steps of subspace iteration.
+
+    Source:  Halko et al. 2011, arXiv:0909.4061
+    """
+    rows = matrix.shape[-2]
+    if rows <= SMALL or 4 * count > rows:
+        return left_basis(matrix)[..., :count]
+    gram = (matrix @ matrix.mT).float()
+    found = _some((len(matrix), rows, count), gram)
+    for _ in range(3):
+        found = torch.linalg.qr(gram @ found).Q
+    return found.to(matrix.dtype)
 
 
 def _from_shifts(weight: Tensor, first: Sequence[int], last: Sequence[int], mid: int) -> tuple[Tensor, Tensor]:
@@ -261,21 +300,85 @@ def _first_for(weight: Tensor, then: Tensor, now: Tensor) -> Tensor:
 
 def _last_for(weight: Tensor, first: Tensor, now: Tensor) -> Tensor:
     """The last kernels that compose with the first ones to the closest there is to the weight, starting from `now`."""
-    g, o, i, *size = weight.shape
+    g, o, *_ = weight.shape
     mid, last = first.shape[1], now.shape[3:]
-    shifted = weight.new_zeros(g, prod(last), mid, i, *size)
-    for place, tap in enumerate(product(*map(range, last))):
-        shifted[:, place][_window(tap, first.shape[3:])] = first
-    rows = shifted.reshape(g, prod(last) * mid, -1)
-    gram, wanted = rows @ rows.mT, weight.flatten(2) @ rows.mT
+    gram = _overlaps(first, last)
+    windows = [weight[_window(tap, first.shape[3:])].flatten(2) for tap in product(*map(range, last))]
+    wanted = torch.cat([window @ first.flatten(2).mT for window in windows], -1)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    ridge = RIDGE * diagonal.amax(-1, keepdim=True)
+    ridge = RIDGE[gram.dtype] * diagonal.amax(-1, keepdim=True)
     ridge = torch.where(ridge > 0, ridge, 1.0)
     factor = torch.linalg.cholesky(gram + torch.diag_embed(ridge.expand_as(diagonal)))
     found = now.flatten(3).transpose(2, 3).reshape(g, o, -1)
     for _ in range(2):  # the second time takes away what the ridge has changed
         found = found + torch.cholesky_solve((wanted - found @ gram).mT, factor).mT
     return found.reshape(g, o, prod(last), mid).transpose(2, 3).reshape(g, o, mid, *last)
+
+
+def _overlaps(first: Tensor, last: Sequence[int]) -> Tensor:
+    """Inner products of all kernels shifted to all taps of the last one: those of a shift between two hold for all.
+
+    G[(t, m), (u, n)] = Σ_{c, q} a[m, c, q] · a[n, c, q + t − u]
+    """
+    g, mid, *_ = first.shape
+    size, taps = first.shape[3:], list(product(*map(range, last)))
+    gram = first.new_zeros(g, len(taps), mid, len(taps), mid)
+    known: dict[tuple[int, ...], Tensor] = {}
+    for (i, t), (j, u) in product(enumerate(taps), repeat=2):
+        shift = tuple(b - a for a, b in zip(t, u, strict=True))
+        common = [k - abs(d) for k, d in zip(size, shift, strict=True)]
+        if j < i or min(common) < 1:
+            continue
+        if shift not in known:
+            here, there = ([max(0, sign * d) for d in shift] for sign in (1, -1))
+            known[shift] = first[_window(here, common)].flatten(2) @ first[_window(there, common)].flatten(2).mT
+        gram[:, i, :, j], gram[:, j, :, i] = known[shift], known[shift].mT
+    return gram.reshape(g, len(taps) * mid, -1)
+
+
+def _refined(weight: Tensor, parts: Sequence[Tensor], sweeps: int) -> list[Tensor]:
+    """Each part in turn nearer to the best for the others, as long as that pays."""
+    best, error = list(parts), relative_error(weight, convolved(*parts))
+    for _ in range(sweeps):
+        tried = list(best)
+        for at in range(len(tried)):
+            before, after = tried[:at], tried[at + 1 :]
+            if not before:
+                tried[at] = _first_for(weight, convolved(*after), tried[at])
+            elif not after:
+                tried[at] = _last_for(weight, convolved(*before), tried[at])
+            else:
+                tried[at] = _middle_for(weight, convolved(*before), tried[at], convolved(*after))
+        now = relative_error(weight, convolved(*tried))
+        if not now < error:
+            break
+        best, gained, error = tried, now <= ENOUGH * error, now
+        if error < EXACT or not gained:
+            break
+    return best
+
+
+def _middle_for(weight: Tensor, before: Tensor, now: Tensor, after: Tensor) -> Tensor:
+    """A part between two others, nearer to the best for them: a few steps of conjugate gradients from `now`."""
+
+    def residual(part: Tensor) -> Tensor:
+        """−½ of the gradient of ‖weight − convolved(before, part, after)‖²."""
+        with torch.enable_grad():
+            free = part.detach().requires_grad_()
+            loss = (weight - convolved(before, free, after)).square().sum()
+            return -0.5 * torch.autograd.grad(loss, free)[0]
+
+    down = residual(now)
+    way, size, zero = down, down.square().sum(), residual(torch.zeros_like(now))
+    for _ in range(STEPS):
+        if not size > 0:
+            break
+        curved = zero - residual(way)  # the normal equations' matrix times the way
+        step = size / (way * curved).sum()
+        now, down = now + step * way, down - step * curved
+        size, last = down.square().sum(), size
+        way = down + size / last * way
+    return now.detach()
 
 
 def _balanced(parts: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
