@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from math import ceil
 from typing import Any
@@ -18,7 +18,7 @@ from reconv.surgery import Site, fresh
 from reconv.surgery.norms import evaluating
 
 ROOM = 512 * 2**20  # bytes of moments that are kept at a time
-PASS_MACS = 2e11  # multiply-accumulates of the convolutions in one pass over the samples of a fit
+PASS_MACS = 5e10  # multiply-accumulates of the convolutions in one pass over the samples of a fit
 LEAST, MOST = 32, 512  # of these samples
 Seen = Callable[[int, Tensor, Tensor], None]  # which run of the convolution it is, its input, its output
 
@@ -65,10 +65,7 @@ class Lessons:
                 known = given[run] if run < len(given) and given[run].shape == y.shape else None
                 seen.add(x, None if known is None else known - y, self._share(site), seed=number)
 
-            with ExitStack() as stack:
-                for name in norms if len(batch) >= LEAST_FOR_STATISTICS else ():
-                    stack.enter_context(batch_statistics(student.get_submodule(name)))
-                _run(student, batch, [(site, add)])
+            _run(student, batch, [(site, add)], norms)
         return seen
 
     def _share(self, site: Site) -> int:
@@ -129,8 +126,8 @@ class _Enough(BaseException):
 
 
 @seeded(0)  # the user's random numbers stay as they are
-def _run(model: nn.Module, batch: Batch, watched: Sequence[tuple[Site, Seen]]) -> None:
-    """Runs a network on a batch, up to the last run of the watched sites."""
+def _run(model: nn.Module, batch: Batch, watched: Sequence[tuple[Site, Seen]], norms: Iterable[str] = ()) -> None:
+    """Runs a network on a batch, up to the last run of the watched sites; these batch norms go by the batch."""
     left = sum(max(1, len(site.calls)) for site, _ in watched)
     handles = []
 
@@ -151,7 +148,9 @@ def _run(model: nn.Module, batch: Batch, watched: Sequence[tuple[Site, Seen]]) -
         module = model.get_submodule(site.names[0] if site.names else site.name)
         handles.append(module.register_forward_hook(hook(seen), with_kwargs=True, prepend=True))
     try:
-        with torch.no_grad(), evaluating(model):
+        with torch.no_grad(), evaluating(model), ExitStack() as stack:
+            for name in norms if len(batch) >= LEAST_FOR_STATISTICS else ():
+                stack.enter_context(batch_statistics(model.get_submodule(name)))
             model(*fresh(batch.inputs))
     except _Enough:
         pass

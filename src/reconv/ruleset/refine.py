@@ -23,6 +23,7 @@ PAYS = 2e-3  # of the squared distance; a step that gains less is a tensor's las
 SWEEP_PAYS = 1e-2  # and a sweep that gains less the last one
 LARGE = 2e8  # multiply-accumulates to judge a kernel, beyond which float32 does
 EXACT = 1e-6  # relative; what is nearer stays as it is
+OVERHEAD = 5e7  # of a step, in multiply-accumulates: small kernels cost time, too
 Kernel = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -68,7 +69,7 @@ def refined(site: Site, block: Block, plain: Weights, seen: Responses) -> Weight
     start = goal.loss(kernel(given))
     found, best = dict(plain.tensors), start
     if seen.work > 0 and start > EXACT**2 * goal.loss(torch.zeros_like(goal.weight)):
-        better = _improved(kernel, given, free, goal, sum(_cost(site.spec, block)), seen.work)
+        better = _improved(kernel, given, free, goal, OVERHEAD + sum(_cost(site.spec, block)), seen.work)
         try:
             final = found | {name: rounded(better[name], site) for name in free}
             best = goal.loss(kernel({n: t.to(dtype) if t.is_floating_point() else t for n, t in final.items()}))
