@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from reconv.data import seeded
+from reconv.data import Batch, seeded
 from reconv.errors import conv_error
 from reconv.layers import Absorbed, build
 from reconv.layers.sequence import quicken
@@ -17,7 +17,7 @@ from reconv.ruleset.rule import Proposal
 from reconv.spec import Block
 from reconv.surgery import Site, applied, clone, swap
 from reconv.surgery.find import affine
-from reconv.surgery.norms import after_normalising
+from reconv.surgery.norms import after_normalising, reestimate, settle
 from reconv.targets import to_layout
 
 
@@ -91,6 +91,15 @@ def apply_edits(
         model = place(model, site.names, edit.block, tensors, edit.absorbs)
         now[edit.site] = site.after(edit.block, tensors, edit.absorbs)
     return model, now
+
+
+def restat(model: nn.Module, edits: Iterable[Edit], rules: Sequence[Rule], batches: Iterable[Batch]) -> None:
+    """Batch-norm statistics after edits, in place; where only stronger rules put norms in, the function stays."""
+    groups = {rule.name: rule.group for rule in (*RULES, *rules)}
+    batches = list(batches)
+    settle(model, [edit.site for edit in edits if groups.get(edit.rule) == "stronger"], batches)
+    if any(groups.get(edit.rule) != "stronger" for edit in edits):
+        reestimate(model, batches)
 
 
 def current(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, Site]:

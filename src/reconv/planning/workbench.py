@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from reconv.data import Batch, seeded
 from reconv.layers import build
-from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.edits import Fit, apply_edits, current, restat
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block
 from reconv.surgery import Site, clone, fresh
-from reconv.surgery.norms import reestimate
 from reconv.targets import (
     LatencyCache,
     Problem,
@@ -110,7 +109,7 @@ class Workbench:
         """Applies edits, and none, some or all of the exact rules; measures the fastest. None where none runs."""
         student, sites = apply_edits(clone(self.original), self.sites, edits, self.fit)
         if edits and self.restat:
-            reestimate(student, self.probe.batches)
+            restat(student, edits, self.rules, self.probe.batches)
         variants = [(tuple(edits), student)]
         for count in range(1, len(self.exact_rules) + 1):
             finished, exact = self.with_exact(student, sites, self.exact_rules[:count])

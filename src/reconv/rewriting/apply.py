@@ -8,11 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from reconv.data import Feed
-from reconv.planning.edits import Fit, apply_edits, current
+from reconv.planning.edits import Fit, apply_edits, current, restat
 from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule
 from reconv.surgery import Site, clone, find_sites, tensors_of
-from reconv.surgery.norms import reestimate
 from reconv.targets import to_layout
 
 STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
@@ -30,6 +29,7 @@ def apply(
     """A new network with the plan's edits, each started from the trained weights; `model` is untouched.
 
     Args:    data: inputs from which batch-norm statistics are re-estimated after layers changed; None: they stay.
+                   Batch norms that a stronger rule put in take them up, too, and compute what they did.
              rules: where the plan uses rules that are not reconv's own.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
     Example:
@@ -52,7 +52,7 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
     edits = [e for e in plan.edits if not _exact(e, rules)]
     student, sites = apply_edits(clone(model), sites, edits, Fit(rules))
     if edits and feed is not None:
-        reestimate(student, feed.head(STATISTICS, seed))
+        restat(student, edits, rules, feed.head(STATISTICS, seed))
     return student, sites
 
 
