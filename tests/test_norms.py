@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from reconv.data import Batch
-from reconv.surgery.norms import reestimate
+from reconv.surgery.norms import reestimate, settle
 
 
 def batches(*sizes, channels=3, space=(5, 4), seed=0):
@@ -112,3 +112,29 @@ def test_what_stands_inside_of_a_norm_stays_in_evaluation():
     model = nn.Sequential(NormAndDrop(3), nn.BatchNorm2d(3)).double()
     reestimate(model, batches(6))
     assert model[1].running_var.min() > 0.5  # not all dropped
+
+
+def test_settled_norms_compute_what_they_did_with_the_statistics_of_the_data():
+    torch.manual_seed(4)
+    inner = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.BatchNorm2d(3), inner, nn.BatchNorm2d(4)).eval()
+    for norm in (inner[1], inner[3]):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    outside = [tensor.clone() for i in (0, 2) for tensor in model[i].state_dict().values()]
+    found = [Batch((2 + 3 * torch.randn(n, 3, 7, 9),)) for n in (4, 3, 5)]
+    x = torch.cat([batch.inputs[0] for batch in found])
+    with torch.no_grad():
+        expected = model(x)
+        assert settle(model, ["1"], found) == 2
+        assert float((model(x) - expected).norm() / expected.norm()) <= 1e-6
+        between = inner[0](model[0](x))
+        assert torch.allclose(inner[1].running_mean, between.mean((0, 2, 3)), atol=1e-5)
+        assert torch.allclose(inner[1].running_var, between.var((0, 2, 3)), rtol=1e-5)
+        before = inner(model[0](x))
+        assert float((inner.train()(model[0](x)) - before).norm() / before.norm()) <= 1e-2  # where training starts
+    now = [tensor for i in (0, 2) for tensor in model[i].state_dict().values()]
+    assert all(torch.equal(a, b) for a, b in zip(outside, now, strict=True))
+    assert settle(model, [], found) == 0

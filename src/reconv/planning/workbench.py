@@ -13,7 +13,7 @@ from torch import nn
 from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, seeded
 from reconv.layers import build
-from reconv.planning.edits import Fit, apply_edits, current, with_data
+from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
@@ -24,7 +24,6 @@ from reconv.ruleset.refine import started
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, ConvSpec, in_channels
 from reconv.surgery import ConvCall, Network, Norm, Site, clone, find_sites, fresh
-from reconv.surgery.norms import reestimate
 from reconv.targets import (
     LatencyCache,
     Problem,
@@ -147,7 +146,7 @@ class Workbench:
         student, sites = apply_edits(clone(self.original), self.everywhere, edits, self.fit)
         sites = {name: site for name, site in sites.items() if name in self.sites}
         if edits and self.restat:
-            reestimate(student, self.probe.batches)
+            restat(student, edits, self.rules, self.probe.batches)
         counted = spent_by(student, self.inputs) if any(e.also for e in edits) else None
         edits = (*self.wholes.edits, *edits)
         variants = [(edits, student)]

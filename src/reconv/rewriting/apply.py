@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from reconv.data import Feed
-from reconv.planning.edits import Fit, apply_edits, current, with_data
+from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Lessons, samples_for
 from reconv.planning.plan import Edit, Plan
 from reconv.planning.wholes import apply_wholes
 from reconv.ruleset import RULES, Rule, rule_named
 from reconv.surgery import Site, clone, find_sites, tensors_of
-from reconv.surgery.norms import reestimate
 from reconv.targets import to_layout
 
 CALIBRATION = 64  # samples to which weights are fitted
@@ -34,6 +33,7 @@ def apply(
 
     Args:    data: inputs on whose responses smaller layers are fitted, and from which batch-norm statistics are
              re-estimated after layers changed; None: layers are fitted to the weights alone, statistics stay.
+             Batch norms that a stronger rule put in take them up, too, and compute what they did.
              rules: where the plan uses rules that are neither reconv's own nor an installed package's.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
     Example:
@@ -60,7 +60,7 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
     lessons = None if feed is None else Lessons(clone(student).eval(), samples_for(feed, sites, seed))
     student, sites = apply_edits(student, sites, edits, Fit(rules, lessons))
     if edits and feed is not None:
-        reestimate(student, feed.head(STATISTICS, seed))
+        restat(student, edits, rules, feed.head(STATISTICS, seed))
     return student, sites
 
 

@@ -57,7 +57,7 @@ class Addition(ABC):
         return Weights(tensors, self.error(site, proposal.block, tensors))
 
     def error(self, site: Site, block: Block, tensors: Tensors) -> float:
-        """0 where the trained weight is kept, or multiplied by a power of two."""
+        """0 where the trained weight is kept, up to rounding."""
         return 0.0
 
 

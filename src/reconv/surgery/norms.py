@@ -58,6 +58,42 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> int:
     return sum(_update(norm, moments) for norm, moments in seen.items())
 
 
+def settle(model: nn.Module, within: Iterable[str], batches: Iterable[Batch]) -> int:
+    """Gives the batch norms inside some modules the statistics of the data, each computing what it did before.
+
+        μ', σ'² of the data;    γ' = γ · √(σ'² + ε) / √(σ² + ε),    β' = β + γ / √(σ² + ε) · (μ' − μ)
+
+    So training, which normalises by the statistics of each batch, starts from the function that evaluation computes.
+
+    Args:    model: changed in place (those norms only); within: qualified names of modules.
+    Returns: how many batch norms were settled.
+    """
+    inside = {m for name in within for m in model.get_submodule(name).modules()}
+    norms = [m for m in inside if isinstance(m, _BatchNorm) and m.affine and m.running_mean is not None]
+    seen = {norm: Moments() for norm in norms}
+    handles = [norm.register_forward_pre_hook(moments.look) for norm, moments in seen.items()]
+    try:
+        with torch.no_grad(), evaluating(model):
+            for batch in batches if norms else ():
+                model(*fresh(batch.inputs))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(_rebase(norm, moments) for norm, moments in seen.items())
+
+
+@torch.no_grad()
+def _rebase(norm: _BatchNorm, moments: Moments) -> bool:
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None or moments.count < 2:
+        return False
+    old_mean, old_scale = mean.double(), norm.weight.double() / (var.double() + norm.eps).sqrt()
+    _update(norm, moments)
+    norm.weight.copy_(old_scale * (var.double() + norm.eps).sqrt())
+    norm.bias.add_(old_scale * (mean.double() - old_mean))
+    return True
+
+
 @dataclass
 class Moments:
     """Count, mean and sum of squared deviations per channel, pooled over batches in double precision."""
@@ -70,9 +106,14 @@ class Moments:
     def watch(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward pre-hook: adds what comes in; lets the norm use it, where it has a variance at all."""
         x = args[0]
+        norm.training = math.prod(x.shape) // x.shape[1] > 1  # not norm.train(): a dropout in a subclass stays off
+        self.look(norm, args)
+
+    def look(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward pre-hook: adds what comes in, and leaves the norm as it is."""
+        x = args[0]
         count = math.prod(x.shape) // x.shape[1]
-        norm.training = count > 1  # not norm.train(): a dropout inside of a subclass stays off
-        if norm.training:
+        if count > 1:
             var, mean = torch.var_mean(x.detach(), [d for d in range(x.ndim) if d != 1], correction=0)
             self.add(count, mean.double(), var.double() * count)
 
