@@ -155,7 +155,8 @@ def table(rows: Iterable[dict[str, Any]]) -> list[str]:
     for row in rows:
         by_name.setdefault(row["network"], []).append(row)
     heads = ("network", "held-out accuracy, %", "gain, points", "of each seed", "s / epoch", "parameters, training",
-             "parameters, folded", "MACs, folded", "latency, folded", "apart at the start", "apart when folded")  # fmt: skip
+             "parameters, folded", "MACs, folded", "latency, folded", "apart at the start",
+             "apart when folded")  # fmt: skip
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name, each in by_name.items():
         gains = [100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(each, by_name[PLAIN], strict=True)]
@@ -187,8 +188,9 @@ def main() -> None:
     sides, rows = images(), []
     for seed in range(seeds):
         rows += seeded_run(given.rules, seed, epochs, sides, rounds)
-        print(f"seed {seed}: " + ", ".join(f"{r['network']} {100 * r['accuracy']:.2f}" for r in rows[-len(given.rules) - 1:]),
-              file=sys.stderr, flush=True)  # fmt: skip
+        of_seed = rows[-len(given.rules) - 1 :]
+        said = ", ".join(f"{r['network']} {100 * r['accuracy']:.2f}" for r in of_seed)
+        print(f"seed {seed}: {said}", file=sys.stderr, flush=True)
     print("\n".join(table(rows)))
     if given.out:
         settings = {"epochs": epochs, "seeds": seeds, "trained_on": TRAINED_ON, "batch": BATCH, "peak_lr": PEAK_LR,
