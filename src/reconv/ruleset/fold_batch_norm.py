@@ -53,9 +53,7 @@ class FoldBatchNorm:
             return reason
         if not bool(torch.isfinite(site.norm.scale).all() & torch.isfinite(site.norm.shift).all()):
             return f"the batch norm {site.norm.name} holds NaN or Inf"
-        return (
-            None if _folds(site.block) else f"what gives its output cannot be scaled: {site.block}"
-        )
+        return None if _folds(site.block) else f"what gives its output cannot be scaled: {site.block}"
 
     def propose(self, site: Site) -> Iterable[Proposal]:
         return self.full(site)
