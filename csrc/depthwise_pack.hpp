@@ -37,14 +37,18 @@ void pack_turned(const S *from, const Block<S> &block, std::int64_t count, std::
   for (std::int64_t i = 0; i < count; i += L) {
     Vector<T> rows[L];
     const std::int64_t some = smaller(L, count - i);
-    if (some == L)
-      unrolled<L>([&](auto lane) { rows[lane] = load(from + block.offset[lane] + i); });
-    else
+    if (some == L) {
+      RECONV_UNROLLED
+      for (int lane = 0; lane < L; ++lane)
+        rows[lane] = load(from + block.offset[lane] + i);
+    } else
       for (int lane = 0; lane < L; ++lane)
         rows[lane] = load(from + block.offset[lane] + i, some);
     transpose<T>(rows);
     if (some == L && column + L < width) {
-      unrolled<L>([&](auto j) { store(to + j * L, rows[j]); });
+      RECONV_UNROLLED
+      for (int j = 0; j < L; ++j)
+        store(to + j * L, rows[j]);
       to += L * L, column += L;
     } else
       for (int j = 0; j < some; ++j) {
@@ -131,7 +135,9 @@ void unpack_row(const T *from, std::int64_t step, const Block<S> &block, std::in
       const std::int64_t some = smaller(L, count - i);
       if (step == 1) {
         Vector<T> rows[L];
-        unrolled<L>([&](auto j) { rows[j] = j < some ? load(from + (i + j) * L) : Vector<T>{}; });
+        RECONV_UNROLLED
+        for (int j = 0; j < L; ++j)
+          rows[j] = j < some ? load(from + (i + j) * L) : Vector<T>{};
         transpose<T>(rows);
         for (int lane = 0; lane < block.used; ++lane)
           if (some == L)

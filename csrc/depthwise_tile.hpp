@@ -63,31 +63,33 @@ void tile(const Window &window, const T *x, const T *weights, const T *bias, T *
       Vector<T> weight[K];
       for (int t = 0; t < K; ++t)
         weight[t] = load(after(w, t * w_one));
-      if constexpr (S > 0)
+      if constexpr (S > 0) // in a loop, the compiler would write each test of an edge twice
         unrolled<S *(P - 1) + K>([&](auto j) __attribute__((always_inline)) {
           if (!Edge || column + j < window.inside) {
             Vector<T> value = load(after(from, j % 4 == 3 ? x_three : j % 4 * x_one));
             in_register(value);
-            unrolled<K>([&](auto k) __attribute__((always_inline)) {
-              if constexpr (meets<P, S>(j - k))
+            RECONV_UNROLLED
+            for (int k = 0; k < K; ++k)
+              if (meets<P, S>(j - k))
                 acc[(j - k) / S] += value * weight[k];
-            });
           }
           if constexpr (j % 4 == 3) {
             from = after(from, 4 * x_one);
             in_register(from);
           }
         });
-      else
-        unrolled<P>([&](auto p) __attribute__((always_inline)) {
+      else {
+        RECONV_UNROLLED
+        for (int p = 0; p < P; ++p, from += window.x_position)
           acc[p] += load(from) * weight[0];
-          from += window.x_position;
-        });
+      }
     };
 
     for (const Row *row = window.rows; row < window.rows + window.row_count; ++row) {
       const Vector<T> start = load(bias + first);
-      unrolled<P>([&](auto p) { acc[p] = start; });
+      RECONV_UNROLLED
+      for (int p = 0; p < P; ++p)
+        acc[p] = start;
       // A few taps of all rows of the kernel at a time: from row to row there is little else to do.
       std::int64_t tap = 0;
       const auto all = [&](auto count) __attribute__((always_inline)) {
@@ -108,10 +110,15 @@ void tile(const Window &window, const T *x, const T *weights, const T *bias, T *
       if constexpr (S > 0)
         all(std::integral_constant<int, 3>{});
       all(std::integral_constant<int, 1>{});
-      if (window.relu)
-        unrolled<P>([&](auto p) { acc[p] = acc[p] < 0 ? Vector<T>{} : acc[p]; });
+      if (window.relu) {
+        RECONV_UNROLLED
+        for (int p = 0; p < P; ++p)
+          acc[p] = acc[p] < 0 ? Vector<T>{} : acc[p];
+      }
       T *to = y + first + row->y;
-      unrolled<P>([&](auto p) { store(to + p * window.y_position, acc[p]); });
+      RECONV_UNROLLED
+      for (int p = 0; p < P; ++p)
+        store(to + p * window.y_position, acc[p]);
     }
   }
 }

@@ -132,17 +132,20 @@ void pack_together(const S *from, const std::int64_t (&step)[3], std::int64_t hi
   for (std::int64_t z = ranges[0].first; z < ranges[0].last; ++z)
     for (std::int64_t y = ranges[1].first; y < ranges[1].last; ++y, to += columns.size() * L) {
       if (y < 0 || y >= high || held.size() <= 0) {
-        unrolled<TOGETHER>([&](auto b) { zero_vectors(to + b * size, columns.size() * L); });
+        for (int b = 0; b < TOGETHER; ++b)
+          zero_vectors(to + b * size, columns.size() * L);
         continue;
       }
       const std::int64_t left = (held.first - columns.first) * L, right = (held.last - columns.first) * L;
       const S *at = from + z * step[0] + y * step[1] + held.first * step[2];
-      unrolled<TOGETHER>([&](auto b) {
+      for (int b = 0; b < TOGETHER; ++b) {
         zero_vectors(to + b * size, left);
         zero_vectors(to + b * size + right, columns.size() * L - right);
-      });
+      }
       for (T *line = to + left; line < to + right; line += L, at += step[2])
-        unrolled<TOGETHER>([&](auto b) { store(line + b * size, load(at + b * L)); });
+        RECONV_UNROLLED
+        for (int b = 0; b < TOGETHER; ++b)
+          store(line + b * size, load(at + b * L));
     }
 }
 

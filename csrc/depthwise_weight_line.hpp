@@ -36,17 +36,22 @@ void line_gradient(const ConvShape &s, const S *x, const S *y, S *w, Computed<S>
     const T *from = line;
     for (i = 0; i + L <= axis.output; i += L, from += L) {
       const Vector<T> value = load(y + i);
-      unrolled<K>([&](auto t) { acc[t] += value * load(from + t * axis.dilation); });
+      RECONV_UNROLLED
+      for (int t = 0; t < K; ++t)
+        acc[t] += value * load(from + t * axis.dilation);
     }
     if (const std::int64_t left = axis.output - i) {
       const Vector<T> value = load(y + i, left);
-      unrolled<K>([&](auto t) { acc[t] += value * load(from + t * axis.dilation, left); });
+      RECONV_UNROLLED
+      for (int t = 0; t < K; ++t)
+        acc[t] += value * load(from + t * axis.dilation, left);
     }
   }
-  unrolled<K>([&](auto t) {
+  RECONV_UNROLLED
+  for (int t = 0; t < K; ++t) {
     const T sum = total<T>(acc[t]);
     store(w + t * s.w.axis[2], Vector<T>{} + sum, 1);
-  });
+  }
 }
 
 inline bool is_line(const ConvShape &s) {

@@ -45,77 +45,98 @@ template <class T, class F>
 template <class T, int K, int S> void stream(const Stream &s, const T *x, const T *y, T *sums) {
   constexpr int L = lanes<T>, C = copies(K);
   Vector<T> acc[C][K] = {};
-  unrolled<K>([&](auto t) { acc[0][t] = load(sums + t * L); });
+  RECONV_UNROLLED
+  for (int t = 0; t < K; ++t)
+    acc[0][t] = load(sums + t * L);
 
   const auto some = [&](auto count, const T *x, const T *y) __attribute__((always_inline)) {
     constexpr int P = count;
     Vector<T> value[P];
-    unrolled<P>([&](auto p) { value[p] = load(y + p * s.y_position); });
-    if constexpr (S > 0)
-      unrolled<S *(P - 1) + K>([&](auto j) __attribute__((always_inline)) {
+    RECONV_UNROLLED
+    for (int p = 0; p < P; ++p)
+      value[p] = load(y + p * s.y_position);
+    if constexpr (S > 0) {
+      RECONV_UNROLLED
+      for (int j = 0; j < S * (P - 1) + K; ++j) {
         Vector<T> met = load(x + j % 4 * s.x_tap);
         in_register(met);
-        unrolled<K>([&](auto t) __attribute__((always_inline)) {
-          if constexpr (meets<P, S>(j - t))
+        RECONV_UNROLLED
+        for (int t = 0; t < K; ++t)
+          if (meets<P, S>(j - t))
             acc[(j - t) / S % C][t] += met * value[(j - t) / S];
-        });
-        if constexpr (j % 4 == 3) {
+        if (j % 4 == 3) {
           x += 4 * s.x_tap;
           in_register(x);
         }
-      });
-    else
-      unrolled<P>([&](auto p) __attribute__((always_inline)) {
-        unrolled<K>([&](auto t) __attribute__((always_inline)) {
+      }
+    } else {
+      RECONV_UNROLLED
+      for (int p = 0; p < P; ++p)
+        RECONV_UNROLLED
+        for (int t = 0; t < K; ++t)
           acc[p % C][t] += value[p] * load(x + p * s.x_position + t * s.x_tap);
-        });
-      });
+    }
   };
 
   each_position(s, x, y, some);
-  unrolled<K>([&](auto t) {
-    unrolled<C - 1>([&](auto c) { acc[0][t] += acc[c + 1][t]; });
+  RECONV_UNROLLED
+  for (int t = 0; t < K; ++t) {
+    RECONV_UNROLLED
+    for (int c = 1; c < C; ++c)
+      acc[0][t] += acc[c][t];
     store(sums + t * L, acc[0][t]);
-  });
+  }
 }
 
 // The same for BAND kernel rows.
 template <class T, int K, int S> void band(const Stream &s, const T *x, const T *y, T *sums) {
   constexpr int L = lanes<T>, R = BAND, C = copies(R * K);
   Vector<T> acc[C][R][K] = {};
-  unrolled<R>([&](auto r) { unrolled<K>([&](auto t) { acc[0][r][t] = load(sums + r * s.sums_row + t * L); }); });
+  RECONV_UNROLLED
+  for (int r = 0; r < R; ++r)
+    RECONV_UNROLLED
+    for (int t = 0; t < K; ++t)
+      acc[0][r][t] = load(sums + r * s.sums_row + t * L);
 
   std::int64_t x_one = s.x_tap, x_three = 3 * x_one, y_one = s.y_position, y_three = 3 * y_one;
   in_register(x_one), in_register(x_three);
   const auto some = [&](auto count, const T *x, const T *y) __attribute__((always_inline)) {
     constexpr int P = count;
     Vector<T> value[P];
-    unrolled<P>([&](auto p) { value[p] = load(y + (p == 3 ? y_three : p * y_one)); });
     const T *from[R];
-    unrolled<R>([&](auto r) { from[r] = x + r * s.x_kernel_row; });
-    unrolled<S *(P - 1) + K>([&](auto j) __attribute__((always_inline)) {
-      unrolled<R>([&](auto r) __attribute__((always_inline)) {
+    RECONV_UNROLLED
+    for (int p = 0; p < P; ++p)
+      value[p] = load(y + (p == 3 ? y_three : p * y_one));
+    RECONV_UNROLLED
+    for (int r = 0; r < R; ++r)
+      from[r] = x + r * s.x_kernel_row;
+    RECONV_UNROLLED
+    for (int j = 0; j < S * (P - 1) + K; ++j)
+      RECONV_UNROLLED
+      for (int r = 0; r < R; ++r) {
         Vector<T> met = load(from[r] + (j % 4 == 3 ? x_three : j % 4 * x_one));
         in_register(met);
-        unrolled<K>([&](auto t) __attribute__((always_inline)) {
-          if constexpr (meets<P, S>(j - t))
+        RECONV_UNROLLED
+        for (int t = 0; t < K; ++t)
+          if (meets<P, S>(j - t))
             acc[(j - t) / S % C][r][t] += met * value[(j - t) / S];
-        });
-        if constexpr (j % 4 == 3) {
+        if (j % 4 == 3) {
           from[r] += 4 * x_one;
           in_register(from[r]);
         }
-      });
-    });
+      }
   };
 
   each_position(s, x, y, some);
-  unrolled<R>([&](auto r) {
-    unrolled<K>([&](auto t) {
-      unrolled<C - 1>([&](auto c) { acc[0][r][t] += acc[c + 1][r][t]; });
+  RECONV_UNROLLED
+  for (int r = 0; r < R; ++r)
+    RECONV_UNROLLED
+    for (int t = 0; t < K; ++t) {
+      RECONV_UNROLLED
+      for (int c = 1; c < C; ++c)
+        acc[0][r][t] += acc[c][r][t];
       store(sums + r * s.sums_row + t * L, acc[0][r][t]);
-    });
-  });
+    }
 }
 
 template <class T> using Streamed = void (*)(const Stream &, const T *, const T *, T *);

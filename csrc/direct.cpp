@@ -38,9 +38,13 @@ void pack_block(const DirectShape &d, const T *from, std::int64_t some, std::int
     for (; done + L <= window; done += L)
       for (std::int64_t lane = 0; lane < width; lane += L) {
         Vector<T> rows[L];
-        unrolled<L>([&](auto i) { rows[i] = lane + i < some ? load(from + (lane + i) * d.w_o + done) : Vector<T>{}; });
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i)
+          rows[i] = lane + i < some ? load(from + (lane + i) * d.w_o + done) : Vector<T>{};
         transpose<T>(rows);
-        unrolled<L>([&](auto i) { store(to + (done + i) * width + lane, rows[i]); });
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i)
+          store(to + (done + i) * width + lane, rows[i]);
       }
   for (; done < window; ++done) {
     const std::int64_t i = done / c / d.kernel_w, j = done / c % d.kernel_w;

@@ -12,6 +12,7 @@ constexpr Index MACS_PER_THREAD = 200'000; // less is done before another thread
 template <int G>
 constexpr int tile_positions = RECONV_REGISTERS == 16 ? (G == 2 ? 4 : G == 4 ? 3 : 1) : G == 2 ? 8 : 24 / G;
 constexpr int MOST_POSITIONS = 8;
+constexpr Index AT_ONCE = 256; // positions: so many rows pass by for each vector of channels
 
 thread_local Scratch taps_memory, packed_weights, packed_source, all_spots;
 
@@ -26,9 +27,8 @@ template <class S> struct Work {
   S *target;
   const Index *offsets;
   Index taps;
-  Vector<Computed<S>> bias;
-  Index channels; // that are wanted
-  bool relu;
+  Vector<Computed<S>> bias, least; // what is less becomes the least
+  Index channels;                  // that are wanted
 };
 
 // So many positions, in whole tiles.
@@ -37,7 +37,7 @@ template <class S, int G> void run_tiles(const Work<S> &work, const Spot *spots,
   constexpr int L = lanes<T>, P = tile_positions<G>;
   for (const Spot *end = spots + count; spots < end; spots += P) {
     Vector<T> acc[G][P];
-    unrolled<G>([&](auto r) { unrolled<P>([&](auto p) { acc[r][p] = Vector<T>{}; }); });
+    unrolled<G>([&](auto r) { unrolled<P>([&](auto p) { acc[r][p] = r == 0 ? work.bias : Vector<T>{}; }); });
     const T *from[P], *w = work.weights;
     unrolled<P>([&](auto p) {
       from[p] = work.source + spots[p].from;
@@ -52,15 +52,16 @@ template <class S, int G> void run_tiles(const Work<S> &work, const Spot *spots,
         unrolled<P>([&](auto p) { acc[r][p] += weight * values[p]; });
       });
     }
+    Vector<T> sums[P]; // of all before one is stored: they do not wait for each other
     unrolled<P>([&](auto p) {
-      Vector<T> sum = acc[0][p] + work.bias;
-      unrolled<G - 1>([&](auto r) { sum += swapped<r + 1, T>(acc[r + 1][p]); });
-      const Vector<T> clipped = work.relu ? (sum < 0 ? Vector<T>{} : sum) : sum;
-      if (work.channels >= L)
-        store(work.target + spots[p].to, clipped);
-      else
-        store(work.target + spots[p].to, clipped, work.channels);
+      sums[p] = acc[0][p];
+      unrolled<G - 1>([&](auto r) { sums[p] += swapped<r + 1, T>(acc[r + 1][p]); });
+      sums[p] = sums[p] < work.least ? work.least : sums[p];
     });
+    if (work.channels >= L)
+      unrolled<P>([&](auto p) { store(work.target + spots[p].to, sums[p]); });
+    else
+      unrolled<P>([&](auto p) { store(work.target + spots[p].to, sums[p], work.channels); });
   }
 }
 
@@ -135,6 +136,7 @@ template <class S> Plan<S> plan_of(const ConvShape &shape, const S *source, cons
   p.tile = tile_of<S>(p.channels);
   p.cut = cut_of(p.walks, divided_up(shape.groups, p.groups),
                  shape.threads > 1 ? divided_up(2 * shape.threads, larger(1, shape.batch)) : 1);
+  p.cut.high = smaller(p.walks[1].positions, divided_up(AT_ONCE, larger(1, p.walks[2].positions)));
   return p;
 }
 
@@ -178,7 +180,7 @@ void run_rows(const Plan<S> &p, const Job &job, Index d, Index h, Index end, con
       continue;
     const Index listed = list_spots(p, some[1], some[2], spots);
     Work<S> work{source, weights + phase.first * p.channels * L, target, p.taps.offsets + phase.first, phase.taps, {},
-                 0, p.shape->relu != 0};
+                 Vector<Computed<S>>{} - (p.shape->relu ? 0 : Computed<S>(__builtin_inf())), 0};
     for (Index c = 0; c < job.channels; c += L) {
       work.channels = smaller(L, job.channels - c);
       for (Index k = 0; p.bias && k < work.channels; ++k)

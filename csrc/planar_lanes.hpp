@@ -107,8 +107,8 @@ template <class S> struct Packed {
         store(vector, load(x + whole, channels - whole));
     }
     for (Index c = 0; c < channels; c += L, at += plane) {
-      zeros(at, some.from * L);
-      zeros(at + some.to * L, (w.length - some.to) * L);
+      clear(at, 0, some.from * L);
+      clear(at, some.to * L, w.length * L);
     }
   }
 };

@@ -25,22 +25,32 @@ template <class T, int P, int V, bool Across>
   const std::int64_t row = Across ? 1 : of.a_row, step = Across ? of.a_step : 1;
   const T *b = of.b;
   Vector<T> acc[P][V];
-  unrolled<P>([&](auto i) { unrolled<V>([&](auto v) { acc[i][v] = Vector<T>{}; }); });
+  RECONV_UNROLLED
+  for (int i = 0; i < P; ++i)
+    RECONV_UNROLLED
+    for (int v = 0; v < V; ++v)
+      acc[i][v] = Vector<T>{};
   const T *a = of.a + first * row;
   for (std::int64_t k = 0; k < of.steps; ++k, a += step, b += of.b_row) {
     Vector<T> values[V];
-    unrolled<V>([&](auto v) { values[v] = load(b + v * L); });
-    unrolled<P>([&](auto i) {
+    RECONV_UNROLLED
+    for (int v = 0; v < V; ++v)
+      values[v] = load(b + v * L);
+    RECONV_UNROLLED
+    for (int i = 0; i < P; ++i) {
       const T factor = a[i * row];
-      unrolled<V>([&](auto v) { acc[i][v] += factor * values[v]; });
-    });
+      RECONV_UNROLLED
+      for (int v = 0; v < V; ++v)
+        acc[i][v] += factor * values[v];
+    }
   }
-  unrolled<P>([&](auto i) {
-    unrolled<V>([&](auto v) {
+  RECONV_UNROLLED
+  for (int i = 0; i < P; ++i)
+    RECONV_UNROLLED
+    for (int v = 0; v < V; ++v) {
       T *to = of.c + (first + i) * of.c_row + v * L;
       store(to, of.add ? load(to) + acc[i][v] : acc[i][v]);
-    });
-  });
+    }
 }
 
 // In tiles of nearly equal height: even ones, and one row where the number of rows is odd.

@@ -37,16 +37,18 @@ void read_row(const S *from, std::int64_t channel_step, std::int64_t step, std::
       for (std::int64_t p = 0; p < count; p += L) {
         const std::int64_t some = smaller(channels - c, L), wide = smaller(count - p, L);
         Vector<T> rows[L];
-        unrolled<L>([&](auto i) {
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i) {
           const S *at = from + (c + i) * channel_step + p;
           rows[i] = i >= some ? Vector<T>{} : wide == L ? load(at) : load(at, wide);
-        });
+        }
         transpose<T>(rows);
-        unrolled<L>([&](auto i) {
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i) {
           T *at = to + (p + i) * to_step + c;
           if (i < wide)
             some == L ? store(at, rows[i]) : store(at, rows[i], some);
-        });
+        }
       }
   for (; c < channels; ++c)
     for (std::int64_t p = 0; p < count; ++p)
@@ -70,13 +72,16 @@ void write_row(const Computed<S> *from, std::int64_t from_step, std::int64_t cha
       for (std::int64_t p = 0; p < count; p += L) {
         const std::int64_t wide = smaller(count - p, L);
         Vector<T> rows[L];
-        unrolled<L>([&](auto i) { rows[i] = i < wide ? load(from + (p + i) * from_step + c) : Vector<T>{}; });
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i)
+          rows[i] = i < wide ? load(from + (p + i) * from_step + c) : Vector<T>{};
         transpose<T>(rows);
-        unrolled<L>([&](auto i) {
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i) {
           S *at = to + (c + i) * channel_step + p;
           if (i < some)
             wide == L ? store(at, rows[i]) : store(at, rows[i], wide);
-        });
+        }
       }
     else
       for (std::int64_t p = 0; p < count; ++p)
@@ -102,18 +107,20 @@ void pack_weights(const WeightLayout &layout, const S *w, std::int64_t some, std
       const std::int64_t wide = smaller(count - done, L), first_tap = tap, first_channel = channel;
       for (std::int64_t lane = 0; lane < width; lane += L) {
         Vector<T> rows[L];
-        unrolled<L>([&](auto i) {
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i) {
           const S *at = from + (lane + i) * layout.lane_step + done;
           rows[i] = lane + i >= some ? Vector<T>{} : wide == L ? load(at) : load(at, wide);
-        });
+        }
         transpose<T>(rows);
         tap = first_tap, channel = first_channel;
-        unrolled<L>([&](auto i) {
+        RECONV_UNROLLED
+        for (int i = 0; i < L; ++i) {
           if (i < wide)
             store(to + (layout.to[tap] + channel) * width + lane, rows[i]);
           if (!along_taps || ++tap == layout.taps)
             tap = along_taps ? 0 : tap, ++channel;
-        });
+        }
       }
     }
   };

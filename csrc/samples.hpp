@@ -9,7 +9,7 @@ namespace reconv::RECONV_ISA {
 constexpr int STRETCH = 128;              // positions that are computed together
 constexpr std::int32_t FARTHEST = 1 << 30; // an offset beyond it leads outside of every map
 
-template <class T> using Index = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+template <class T> using Index = Lane<T>;
 
 // The maps of a batch with their channels side by side and two zeros around each, so that points outside read zeros.
 // Neighbours share theirs: a row's first two pixels follow the last one of the row above.
@@ -166,12 +166,14 @@ void sample_across(const Points<T> &points, std::int64_t count, const Corners &c
   for (std::int64_t p = 0; p < count; p += L, to += p / L % 2 ? L : block_step - L)
     for (std::int64_t c = 0; c < channels; c += L) {
       Vector<T> rows[L];
-      unrolled<L>([&](auto i) { rows[i] = sample_at(points, p + i, corners, map + c); });
+      RECONV_UNROLLED
+      for (int i = 0; i < L; ++i)
+        rows[i] = sample_at(points, p + i, corners, map + c);
       transpose<T>(rows);
-      unrolled<L>([&](auto i) {
+      RECONV_UNROLLED
+      for (int i = 0; i < L; ++i)
         if (c + i < channels)
           store(to + (c + i) * channel_step, rows[i]);
-      });
     }
 }
 
@@ -191,14 +193,15 @@ void scatter(const Points<T> &points, std::int64_t count, const Corners &corners
   for (std::int64_t p = 0; p < count; ++p)
     for (std::int64_t i = 0; i < channels; i += lanes<T>) {
       const Vector<T> values = load(grad + p * grad_row + i);
-      unrolled<4>([&](auto corner) {
+      RECONV_UNROLLED
+      for (int corner = 0; corner < 4; ++corner) {
         T *to = map + points.at[p] + corners.step[corner] + i;
         const T share = points.share[corner][p];
         if (channels - i >= lanes<T>)
           store(to, load(to) + share * values);
         else // beyond it are channels of others
           store(to, load(to, channels - i) + share * values, channels - i);
-      });
+      }
     }
 }
 
@@ -206,16 +209,16 @@ void scatter(const Points<T> &points, std::int64_t count, const Corners &corners
 template <class T> [[gnu::always_inline]] inline Vector<T> sums(const Vector<T> (&given)[lanes<T>]) {
   constexpr int L = lanes<T>;
   Vector<T> rows[L];
-  unrolled<L>([&](auto i) { rows[i] = given[i]; });
-  unrolled<__builtin_ctz(L)>([&](auto stage) {
-    constexpr int half = 1 << stage;
-    Vector<Index<T>> low, high;
-    for (int j = 0; j < L; ++j)
-      low[j] = j & half ? L + j - half : j, high[j] = j & half ? L + j : j + half;
-    unrolled<L>([&](auto i) {
-      if constexpr (i % (2 * half) == 0)
-        rows[i] = __builtin_shuffle(rows[i], rows[i + half], low) + __builtin_shuffle(rows[i], rows[i + half], high);
-    });
+  RECONV_UNROLLED
+  for (int i = 0; i < L; ++i)
+    rows[i] = given[i];
+  by_halves<T>([&](int half, const Exchange<T> &which) __attribute__((always_inline)) {
+    RECONV_UNROLLED
+    for (int i = 0; i < L; ++i)
+      if (i % (2 * half) == 0) {
+        const Vector<T> a = rows[i], b = rows[i + half];
+        rows[i] = __builtin_shuffle(a, b, which.low) + __builtin_shuffle(a, b, which.high);
+      }
   });
   return rows[0];
 }
@@ -235,12 +238,17 @@ void slopes(const Points<T> &points, std::int64_t count, const Corners &corners,
       Vector<T> acc[4] = {};
       std::int64_t i = 0;
       for (; i + L <= channels; i += L)
-        unrolled<4>([&](auto corner) { acc[corner] += load(values + i) * load(from + corners.step[corner] + i); });
-      if (i < channels)
-        unrolled<4>([&](auto corner) {
+        RECONV_UNROLLED
+        for (int corner = 0; corner < 4; ++corner)
+          acc[corner] += load(values + i) * load(from + corners.step[corner] + i);
+      if (i < channels) {
+        RECONV_UNROLLED
+        for (int corner = 0; corner < 4; ++corner)
           acc[corner] += load(values + i, channels - i) * load(from + corners.step[corner] + i, channels - i);
-        });
-      unrolled<4>([&](auto corner) { products[corner][p] = acc[corner]; });
+      }
+      RECONV_UNROLLED
+      for (int corner = 0; corner < 4; ++corner)
+        products[corner][p] = acc[corner];
     }
     const Vector<T> a = sums<T>(products[0]), b = sums<T>(products[1]), c = sums<T>(products[2]),
                     d = sums<T>(products[3]);

@@ -38,18 +38,27 @@ void depthwise_tile(const Axis &axis, const Taps<T> &taps, const Work<T> &work, 
   for (std::int64_t c = 0; c < pitch; c += L) {
     Vector<T> acc[P];
     const Vector<T> bias = load(work.depthwise_bias + c);
-    unrolled<P>([&](auto p) { acc[p] = bias; });
+    RECONV_UNROLLED
+    for (int p = 0; p < P; ++p)
+      acc[p] = bias;
     const T *w = work.depthwise + taps.begin * axis.kernel * pitch + c;
     for (std::int64_t row = taps.begin; row < taps.end; ++row) {
       const T *x = taps.ring + (taps.first_row + taps.row_step * row) % taps.slots * taps.row_size + at * step + c;
       for (std::int64_t column = 0; column < axis.kernel; ++column, w += pitch, x += column_step) {
         const Vector<T> weight = load(w);
-        unrolled<P>([&](auto p) { acc[p] += weight * load(x + p * step); });
+        RECONV_UNROLLED
+        for (int p = 0; p < P; ++p)
+          acc[p] += weight * load(x + p * step);
       }
     }
-    if (relu)
-      unrolled<P>([&](auto p) { acc[p] = acc[p] < 0 ? Vector<T>{} : acc[p]; });
-    unrolled<P>([&](auto p) { store(to + p * pitch + c, acc[p]); });
+    if (relu) {
+      RECONV_UNROLLED
+      for (int p = 0; p < P; ++p)
+        acc[p] = acc[p] < 0 ? Vector<T>{} : acc[p];
+    }
+    RECONV_UNROLLED
+    for (int p = 0; p < P; ++p)
+      store(to + p * pitch + c, acc[p]);
   }
 }
 

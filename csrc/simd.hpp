@@ -12,10 +12,6 @@
 
 #include "conv.hpp"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
 #ifndef RECONV_ISA
 #error "RECONV_ISA must name the instruction set that this file is compiled for"
 #endif
@@ -26,6 +22,9 @@
 #define RECONV_VECTOR_BYTES 32
 #else // SSE2, NEON
 #define RECONV_VECTOR_BYTES 16
+#endif
+#if defined(__AVX512F__) && __has_builtin(__builtin_ia32_loadups512_mask)
+#define RECONV_MASKS // what immintrin.h calls; it alone takes as long to read as a small kernel to compile
 #endif
 #ifndef RECONV_REGISTERS // tiles are as large as they allow
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -70,11 +69,11 @@ template <class S> [[gnu::always_inline]] inline Vector<Computed<S>> load(const 
 
 // The first `count` lanes, fewer than all; the others are 0. Nothing beyond them is read.
 template <class S> [[gnu::always_inline]] inline Vector<Computed<S>> load(const S *from, std::int64_t count) {
-#if defined(__AVX512F__)
+#ifdef RECONV_MASKS
   if constexpr (std::is_same_v<S, float>)
-    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), from);
+    return __builtin_ia32_loadups512_mask(from, Vector<S>{}, (1u << count) - 1);
   else if constexpr (std::is_same_v<S, double>)
-    return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << count) - 1), from);
+    return __builtin_ia32_loadupd512_mask(from, Vector<S>{}, (1u << count) - 1);
 #endif
   Vector<Computed<S>> v{};
   for (std::int64_t lane = 0; lane < count; ++lane)
@@ -100,11 +99,11 @@ template <class S> [[gnu::always_inline]] inline void store(S *to, Vector<Comput
 
 // The first `count` lanes, fewer than all.
 template <class S> [[gnu::always_inline]] inline void store(S *to, Vector<Computed<S>> v, std::int64_t count) {
-#if defined(__AVX512F__)
+#ifdef RECONV_MASKS
   if constexpr (std::is_same_v<S, float>)
-    return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), v);
+    return __builtin_ia32_storeups512_mask(to, v, (1u << count) - 1);
   else if constexpr (std::is_same_v<S, double>)
-    return _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), v);
+    return __builtin_ia32_storeupd512_mask(to, v, (1u << count) - 1);
 #endif
   if constexpr (std::is_same_v<S, bf16>) {
     const auto half = narrowed(v);
@@ -145,37 +144,58 @@ struct Scratch {
   ~Scratch() { std::free(memory); }
 };
 
-// A loop that the compiler cannot leave rolled up: accumulators stay in registers.
+// Before a loop of a few steps, whose number is known: it is written out, so that accumulators stay in registers.
+#if defined(__clang__)
+#define RECONV_UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define RECONV_UNROLLED _Pragma("GCC unroll 64")
+#endif
+
+// The same where a step's number must be a constant. It takes far longer to compile.
 template <int N, class F> [[gnu::always_inline]] inline void unrolled(F &&body) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
     (body(std::integral_constant<int, I>{}), ...);
   }(std::make_integer_sequence<int, N>{});
 }
 
+template <class T> using Lane = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>; // its number
+
 // Lane l of the result is lane l ^ R.
 template <int R, class T> [[gnu::always_inline]] inline Vector<T> swapped(Vector<T> v) {
-  using Lane = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  Vector<Lane> from{};
+  Vector<Lane<T>> from{};
   for (int lane = 0; lane < lanes<T>; ++lane)
     from[lane] = lane ^ R;
   return __builtin_shuffle(v, from);
 }
 
+// Which lanes of two rows, one after the other, are two rows whose neighbouring blocks of lanes are exchanged.
+template <class T> struct Exchange {
+  Vector<Lane<T>> low, high;
+};
+
+// Calls body(half, exchange) for blocks of half = 1, 2, 4, … lanes.
+template <class T, class F> [[gnu::always_inline]] inline void by_halves(F &&body) {
+  unrolled<__builtin_ctz(lanes<T>)>([&](auto stage) __attribute__((always_inline)) {
+    constexpr int half = 1 << stage;
+    Exchange<T> which{};
+    RECONV_UNROLLED
+    for (int j = 0; j < lanes<T>; ++j) {
+      which.low[j] = j & half ? lanes<T> + j - half : j;
+      which.high[j] = j & half ? lanes<T> + j : j + half;
+    }
+    body(half, which);
+  });
+}
+
 // Turns lanes<T> rows into columns, by halves: first neighbours are exchanged, then pairs, …
 template <class T> [[gnu::always_inline]] inline void transpose(Vector<T> (&rows)[lanes<T>]) {
-  constexpr int L = lanes<T>;
-  using Index = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  unrolled<__builtin_ctz(L)>([&](auto stage) {
-    constexpr int half = 1 << stage;
-    Vector<Index> low{}, high{}; // lanes of both rows one after the other
-    for (int j = 0; j < L; ++j)
-      low[j] = j & half ? L + j - half : j, high[j] = j & half ? L + j : j + half;
-    unrolled<L>([&](auto i) {
-      if constexpr (!(i & half)) {
+  by_halves<T>([&](int half, const Exchange<T> &which) __attribute__((always_inline)) {
+    RECONV_UNROLLED
+    for (int i = 0; i < lanes<T>; ++i)
+      if (!(i & half)) {
         const Vector<T> a = rows[i], b = rows[i + half];
-        rows[i] = __builtin_shuffle(a, b, low), rows[i + half] = __builtin_shuffle(a, b, high);
+        rows[i] = __builtin_shuffle(a, b, which.low), rows[i + half] = __builtin_shuffle(a, b, which.high);
       }
-    });
   });
 }
 
