@@ -12,13 +12,13 @@ from pathlib import Path
 PAGE = Path(__file__).with_name("rules.md")
 sys.path.append(str(PAGE.parents[1] / "tests"))
 
-from cases import RULE_CASES, RULE_TABLE, TOLERANCES  # noqa: E402
+from rule_cases import RULE_CASES, RULE_TABLE, TOLERANCES  # noqa: E402
 
 from reconv.ruleset import GROUPS, RULES  # noqa: E402
 
 HEAD = """# What each rule does, case by case
 
-Made by `python docs/rule_table.py` from the table in `tests/cases.py`, which `tests/test_rule_table.py` runs: every
+Made by `python docs/rule_table.py` from the table in `tests/rule_cases.py`, which `tests/test_rule_table.py` runs: every
 cell is a small network (a convolution, the layer in question, batch norm, ReLU, another convolution) that the rule
 rewrites through `reconv.apply`, beside the network as it was.
 

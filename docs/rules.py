@@ -56,8 +56,10 @@ LAYERS = {  # where it is not the usual one
     "stacked": LARGE,
     "multi_dilated": LARGE,
     "low_rank_pointwise": Layer("nn.Conv2d(256, 256, 1)", (1, 256, 14, 14)),
+    "merge_linear": Layer(first=("pointwise_after",)),
+    "prune_channels": Layer("nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 1)"),
 }
-BY_HAND: tuple[str, ...] = ("prune_channels", "merge_linear", "dense", "atrous")
+BY_HAND: tuple[str, ...] = ()
 UNEXAMPLED = {"kernel"}  # whether it serves depends on the machine: its example is written by hand
 
 
@@ -78,7 +80,7 @@ def shown(rule: Rule) -> Shown:
     layer = LAYERS.get(rule.name, Layer())
     torch.manual_seed(0)
     net = nn.Sequential(*eval(f"[{layer.net}]", {"nn": nn})).eval()
-    (site,) = find_sites(net, torch.zeros(layer.shape)).sites
+    site, *_ = find_sites(net, torch.zeros(layer.shape)).sites
     before = []
     for earlier in rules_named(layer.first):
         before.append(list(earlier.propose(site))[-1])
@@ -154,13 +156,14 @@ def session(rule: Rule, case: Shown) -> str:
     if rule.group == "smaller":
         after = describe(case.picked.block, case.layer.shape)
         return "\n".join([*start, ">>> student(x).shape == net(x).shape", "True",
-                          ">>> sum(p.numel() for p in student.parameters())", str(after.params)])  # fmt: skip
+                          ">>> sum(p.numel() for p in student[0].parameters())", str(after.params)])  # fmt: skip
     return "\n".join([*start, ">>> torch.allclose(student(x), net(x), atol=1e-4)", "True"])
 
 
 def edit_of(proposal: Proposal) -> dict[str, Any]:
     edit: dict[str, Any] = {"site": "0", "rule": proposal.rule, "block": str(proposal.block)}
-    return edit | ({"absorbs": list(proposal.absorbs)} if proposal.absorbs else {})
+    edit |= {"absorbs": list(proposal.absorbs)} if proposal.absorbs else {}
+    return edit | ({"also": dict(proposal.also)} if proposal.also else {})
 
 
 def picture(rule: Rule) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cases import RULE_CASES, RULE_TABLE, TOLERANCES, RuleCase, RuleRow
+from rule_cases import RULE_CASES, RULE_TABLE, TOLERANCES, RuleCase, RuleRow
 from torch import Tensor, nn
 
 from reconv.planning.plan import Edit, Plan
@@ -34,7 +34,7 @@ def test_every_rule_has_its_row():
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 def test_each_cell_is_what_the_table_says(rule, case):
     row = RULE_TABLE[rule.name]
-    model = RULE_CASES[case].build(row.kernel_size, row.with_norm)
+    model = RULE_CASES[case].build(row.kernel_size, row.with_norm, row.transposed)
     ways = [Way(model, RULE_CASES[case], before) for before in firsts(model, RULE_CASES[case], row)]
     refused = {way.refusal(rule) for way in ways}
     if case in row.cells:
@@ -73,7 +73,7 @@ class Way:
 
     def error(self, proposal: Proposal) -> float:
         """How far the output moves, the larger of both ways through the network, by the public path."""
-        edits = [Edit(CONV, p.rule, p.block, absorbs=p.absorbs) for p in (*self.before, proposal)]
+        edits = [Edit(CONV, p.rule, p.block, absorbs=p.absorbs, also=p.also) for p in (*self.before, proposal)]
         plan = Plan.from_dict(Plan(tuple(edits)).to_dict())
         student, x = apply(self.model, plan, self.case.input), self.case.input
         return max(moved(student, self.model, each) for each in (x, -x))

@@ -26,5 +26,5 @@ def additions(sites: Iterable[Site], rules: Sequence[Rule]) -> tuple[list[Edit],
                 refusals.append(Refusal(site.name, rule.name, reason or "it has no proposal"))
                 continue
             taken = rule.name
-            edits.append(Edit(site.name, rule.name, proposal.block, absorbs=proposal.absorbs))
+            edits.append(Edit(site.name, rule.name, proposal.block, absorbs=proposal.absorbs, also=proposal.also))
     return edits, refusals
