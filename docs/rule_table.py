@@ -18,9 +18,9 @@ from reconv.ruleset import GROUPS, RULES  # noqa: E402
 
 HEAD = """# What each rule does, case by case
 
-Made by `python docs/rule_table.py` from the table in `tests/rule_cases.py`, which `tests/test_rule_table.py` runs: every
-cell is a small network (a convolution, the layer in question, batch norm, ReLU, another convolution) that the rule
-rewrites through `reconv.apply`, beside the network as it was.
+Made by `python docs/rule_table.py` from the table in `tests/rule_cases.py`, which `tests/test_rule_table.py` runs:
+every cell is a small network (a convolution, the layer in question, batch norm, ReLU, another convolution) that the
+rule rewrites through `reconv.apply`, beside the network as it was.
 
 - **exact**: the network's output stays, for every form that the rule knows (at full rank, where it has ranks), to
   {tolerances}, relative.
