@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reconv.benching.memory import keep_memory
 from reconv.benching.problem import problem_of
 from reconv.benching.roofline import measured
 from reconv.benching.task import Task, read_tasks
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--missing", action="store_true", help="only what the table does not have")
     given = parser.parse_args()
+    keep_memory()
     threads = [int(n) for n in given.threads.split(",")]
     isa = results.results_isa()
     table = dict(results.table(isa)) or {"format": 1, "isa": isa, "kinds": {}}
