@@ -12,7 +12,7 @@ constexpr Index MACS_PER_THREAD = 200'000; // less is done before another thread
 template <int G>
 constexpr int tile_positions = RECONV_REGISTERS == 16 ? (G == 2 ? 4 : G == 4 ? 3 : 1) : G == 2 ? 8 : 24 / G;
 constexpr int MOST_POSITIONS = 8;
-constexpr Index AT_ONCE = 256; // positions: so many rows pass by for each vector of channels
+constexpr Index AT_ONCE = 256; // positions, whose rows pass by for each vector of channels
 
 thread_local Scratch taps_memory, packed_weights, packed_source, all_spots;
 
@@ -135,8 +135,7 @@ template <class S> Plan<S> plan_of(const ConvShape &shape, const S *source, cons
   p.window = shape.axes[0].kernel * shape.axes[1].kernel * shape.axes[2].kernel;
   p.tile = tile_of<S>(p.channels);
   p.cut = cut_of(p.walks, divided_up(shape.groups, p.groups),
-                 shape.threads > 1 ? divided_up(2 * shape.threads, larger(1, shape.batch)) : 1);
-  p.cut.high = smaller(p.walks[1].positions, divided_up(AT_ONCE, larger(1, p.walks[2].positions)));
+                 shape.threads > 1 ? divided_up(2 * shape.threads, larger(1, shape.batch)) : 1, AT_ONCE);
   return p;
 }
 

@@ -33,11 +33,11 @@ struct Cut {
 };
 
 constexpr Index MOST_VECTORS = 8;         // of a block
-constexpr Index CHUNK = 128;              // positions: so many rows pass by at once
+constexpr Index CHUNK = 128;              // positions of a strip along the last axis, at least
 constexpr Index STRIP_BYTES = 320 << 10;  // of packed rows: they stay in the second cache
 
-// At least so many strips, where there is enough to cut.
-inline Cut cut_of(const Walk (&walks)[3], Index vectors, Index least_strips) {
+// At least so many strips, where there is enough to cut. at_once: positions, whose rows pass by for each vector.
+inline Cut cut_of(const Walk (&walks)[3], Index vectors, Index least_strips, Index at_once) {
   Cut cut{};
   cut.block = divided_up(vectors, divided_up(vectors, MOST_VECTORS)), cut.blocks = divided_up(vectors, cut.block);
   Index positions[3] = {walks[0].positions, walks[1].positions, walks[2].positions};
@@ -70,7 +70,7 @@ inline Cut cut_of(const Walk (&walks)[3], Index vectors, Index least_strips) {
     strip = divided_up(strip, 2);
   cut.strips = divided_up(all, strip), cut.strip = strip = divided_up(all, cut.strips);
   bytes(); // of the last one
-  cut.high = smaller(positions[1], divided_up(CHUNK, positions[2]));
+  cut.high = smaller(positions[1], divided_up(at_once, positions[2]));
   return cut;
 }
 

@@ -9,6 +9,7 @@ namespace {
 
 constexpr Index MACS_PER_THREAD = 200'000; // less is done before another thread has begun
 constexpr Index LEAST_JOBS = 16;           // fewer are cut into parts, whatever the threads are
+constexpr Index AT_ONCE = 128;             // positions, whose rows pass by for each vector of channels
 
 // How many taps a tile has: sums, an input and the outputs fit the registers.
 template <int G> constexpr int most_taps = RECONV_REGISTERS == 16 ? (G == 2 ? 4 : G == 4 ? 2 : 1) : G == 8 ? 3 : 5;
@@ -75,7 +76,7 @@ Plan plan_of(const ConvShape &shape, int lanes_) {
   p.channels = shape.in_channels, p.groups = lanes_ / p.channels;
   for (int a = 0; a < 3; ++a)
     p.walks[a] = walk_of(shape.axes[a], shape.pass);
-  p.cut = cut_of(p.walks, divided_up(shape.groups, p.groups), 1);
+  p.cut = cut_of(p.walks, divided_up(shape.groups, p.groups), 1, AT_ONCE);
   p.parts = larger(1, smaller(shape.batch * p.cut.strips, divided_up(LEAST_JOBS, p.cut.blocks)));
   return p;
 }
