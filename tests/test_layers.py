@@ -141,7 +141,6 @@ def replaced_forward(layer: nn.Module) -> nn.Module:
         replaced_forward(nn.Conv2d(3, 3, 1)),
         replaced_forward(layers.SqueezeExcite(3)),
         replaced_forward(nn.ReLU()),
-        nn.Identity(),
         nn.PReLU(),
         nn.LeakyReLU(0.2),
         nn.BatchNorm2d(3, eps=1e-3),
