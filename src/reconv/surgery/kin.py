@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from reconv.data import seeded
 from reconv.errors import conv_error
 from reconv.layers import build
 from reconv.layers.compose import block_of
@@ -59,6 +60,7 @@ def _grid(pool: nn.Module) -> list[tuple[int, ...]]:
     return [(v,) * dims if isinstance(v, int) else tuple(v) for v in values]
 
 
+@seeded(0)  # the user's random numbers stay as they are
 def remade(name: str, module: nn.Module, text: str) -> nn.Module:
     """A module of the same kind with the sizes that the text tells; its weights are not yet set.
 
