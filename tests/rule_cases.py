@@ -195,7 +195,7 @@ RULE_TABLE = {
         "output used twice": "no batch norm alone follows it",
     }),
     "fold_branches": _row(first="expand_branches"),
-    "merge_linear": _row(first="pointwise_after"),
+    "merge_linear": _row(first="stacked"),
     "trim": _row(first="widen_kernel"),
     "fuse_activation": _row({
         "one conv, two batch norms": "no ReLU alone follows it, or it serves others too",
