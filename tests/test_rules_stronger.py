@@ -186,7 +186,7 @@ FOLDED = {
     "ic2oc8k3s2top1nb -> ic8oc4k2p1t": "ic2oc4k4s2p1top1",
     "ic2oc8k3s2p1tnb -> ic8oc4k1s2t": "ic2oc4k3s4p2d2t",
     "ic2oc8k3s2p0:1tnb -> ic8oc4k2s2p0:1t": "ic2oc4k6s4p0:3t",
-    "ic2oc8k3s3p1tnb -> ic8oc4k2p1:2d2top1": "ic2oc4k5s3p2t",
+    "ic2oc8k3s3p1tnb -> ic8oc4k2p2:3d2top1": "ic2oc4k5s3p3t",
     "(ic4oc6k3x3p1 + ic4oc6k1x1) -> relu": "ic4oc6k3x3p1 -> relu",
     "ic4oc6k3x3p1 -> bn -> relu": "ic4oc6k3x3p1 -> relu",
 }
