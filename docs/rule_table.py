@@ -26,6 +26,8 @@ rule rewrites through `reconv.apply`, beside the network as it was.
   {tolerances}, relative.
 - **≤ x**: the relative error of the network's output with a form in the middle of what the rule offers, fitted to the
   weights alone, without data or training. The weights are random, the least compressible that there are.
+- **at the stem**: the rule rewrites the layer in question together with the convolution before it, at whose name it is
+  asked for.
 - **—**: refused. The numbers lead to the reasons below; one in brackets says that no single
   convolution could do it, the others are gaps.
 

@@ -163,6 +163,7 @@ class RuleRow:
              exact: whether there is a full rank that loses nothing.
              kernel_size, with_norm, transposed: of the network it is shown on.
              first: the rule whose block it takes back.
+             elsewhere: in these cases it is the stem at which the convolution in question is rewritten, with a reason.
     """
 
     cells: dict[str, Refused] = field(default_factory=dict)
@@ -172,13 +173,15 @@ class RuleRow:
     with_norm: bool = True
     transposed: bool = False
     first: str | None = None
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     def cell(self, case: str) -> str:
         """What the table says: "exact", "error ≤ x" or "refused: reason"."""
         if case in self.cells:
             return f"refused: {self.cells[case].reason}"
         bound = "" if self.rank is None else f"error ≤ {self.rank:g}"
-        return ", ".join(part for part in ("exact" if self.exact else "", bound) if part)
+        there = "at the stem" if case in self.elsewhere else ""
+        return ", ".join(part for part in ("exact" if self.exact else "", bound, there) if part)
 
 
 FUNCTIONAL = {"functional conv": Refused("functional convolution: there is no module to swap", never=False)}
@@ -195,7 +198,7 @@ RULE_TABLE = {
         "output used twice": "no batch norm alone follows it",
     }),
     "fold_branches": _row(first="expand_branches"),
-    "merge_linear": _row(first="pointwise_after"),
+    "merge_linear": _row(first="stacked"),
     "trim": _row(first="widen_kernel"),
     "fuse_activation": _row({
         "one conv, two batch norms": "no ReLU alone follows it, or it serves others too",
@@ -215,7 +218,7 @@ RULE_TABLE = {
         EVEN: "it is no 1×1: see bottleneck",
     }, rank=0.5, kernel_size=1),
     "remove": _row(rank=0.9, exact=False),
-    "prune_channels": _row(rank=0.9),
+    "prune_channels": _row(rank=0.9, elsewhere={"depthwise": "its channels are those of stem, which gives them first"}),
     "combined": _row(rank=0.8),
     "squeeze_excite": _row(),
     "pointwise_after": _row(),

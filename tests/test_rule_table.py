@@ -16,7 +16,7 @@ from reconv.ruleset import RULES, Proposal, Rule, rules_named
 from reconv.surgery import find_sites
 from reconv.surgery.outputs import distance
 
-CONV = "conv"  # the site in question
+CONV, STEM = "conv", "stem"  # the site in question, and what is before it
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +40,11 @@ def test_each_cell_is_what_the_table_says(rule, case):
     if case in row.cells:
         assert refused == {row.cells[case].reason}
         return
+    if case in row.elsewhere:
+        assert refused == {row.elsewhere[case]}
+        ways = [Way(model, RULE_CASES[case], (), STEM)]
+        refused = {way.refusal(rule) for way in ways}
+        assert all(CONV in dict(proposal.also) for way in ways for proposal in rule.propose(way.site))
     assert refused == {None}
     for way in ways:
         full = rule.full(way.site)
@@ -55,11 +60,11 @@ def test_each_cell_is_what_the_table_says(rule, case):
 class Way:
     """The network, and edits that come before the rule's own."""
 
-    def __init__(self, model: nn.Module, case: RuleCase, before: tuple[Proposal, ...]) -> None:
-        self.model, self.case, self.before = model, case, before
+    def __init__(self, model: nn.Module, case: RuleCase, before: tuple[Proposal, ...], site: str = CONV) -> None:
+        self.model, self.case, self.before, self.name = model, case, before, site
         network = find_sites(model, case.input)
         self.refusals = {name: reason for name, reason in network.refusals}
-        self.site = next((site for site in network.sites if site.name == CONV), None)
+        self.site = next((site for site in network.sites if site.name == self.name), None)
         for proposal in before:
             (rule,) = rules_named(proposal.rule)
             weights = rule.init(self.site, proposal)
@@ -73,7 +78,7 @@ class Way:
 
     def error(self, proposal: Proposal) -> float:
         """How far the output moves, the larger of both ways through the network, by the public path."""
-        edits = [Edit(CONV, p.rule, p.block, absorbs=p.absorbs, also=p.also) for p in (*self.before, proposal)]
+        edits = [Edit(self.name, p.rule, p.block, absorbs=p.absorbs, also=p.also) for p in (*self.before, proposal)]
         plan = Plan.from_dict(Plan(tuple(edits)).to_dict())
         student, x = apply(self.model, plan, self.case.input), self.case.input
         return max(moved(student, self.model, each) for each in (x, -x))

@@ -182,6 +182,11 @@ FOLDED = {
     "ic4oc12k3x1p1x0nb -> ic12oc4k1x3p0x1": "ic4oc4k3x3p1",
     "ic2oc8k3s2tnb -> ic8oc6k1": "ic2oc6k3s2t",
     "ic2oc8k1nb -> ic8oc6k3s2p1top1": "ic2oc6k3s2p1top1",
+    "ic4oc6k3s2tnb -> ic6oc6k3s2t": "ic4oc6k7s4t",
+    "ic2oc8k3s2top1nb -> ic8oc4k2p1t": "ic2oc4k4s2p1top1",
+    "ic2oc8k3s2p1tnb -> ic8oc4k1s2t": "ic2oc4k3s4p2d2t",
+    "ic2oc8k3s2p0:1tnb -> ic8oc4k2s2p0:1t": "ic2oc4k6s4p0:3t",
+    "ic2oc8k3s3p1tnb -> ic8oc4k2p2:3d2top1": "ic2oc4k5s3p3t",
     "(ic4oc6k3x3p1 + ic4oc6k1x1) -> relu": "ic4oc6k3x3p1 -> relu",
     "ic4oc6k3x3p1 -> bn -> relu": "ic4oc6k3x3p1 -> relu",
 }
@@ -202,6 +207,9 @@ def test_linear_blocks_fold(text):
         assert distance(expected, run(proposal.block, weights.tensors, input)) <= 1e-12
 
 
+CUT_OFF = "two transposed kernels along the same axis, of which the first cuts off what the other needs"
+
+
 @pytest.mark.parametrize("text, reason", [
     ("ic4oc6k3x3", "it is one convolution already"),
     ("ic4oc6k3x3 -> relu", "it is one convolution already"),
@@ -213,8 +221,11 @@ def test_linear_blocks_fold(text):
     ("ic4oc6k1x1nb -> bn -> ic6oc6k3x3p1",
      "a bias before the last kernel meets its padding, or the gaps of its stride"),
     ("bn -> ic4oc6k1x1s2t", "a bias before the last kernel meets its padding, or the gaps of its stride"),
-    ("ic4oc6k3x3p1nb -> ic6oc6k3x3p1", "two kernels along the same axis, transposed or with padding between them"),
-    ("ic4oc6k3s2tnb -> ic6oc6k3s2t", "two kernels along the same axis, transposed or with padding between them"),
+    ("ic4oc6k3x3p1nb -> ic6oc6k3x3p1", "two kernels along the same axis with padding between them"),
+    ("ic4oc6k3s2p1:0tnb -> ic6oc6k3t", CUT_OFF),
+    ("ic4oc6k3s2p0:1tnb -> ic6oc6k3t", CUT_OFF),
+    ("ic4oc6k2d3top2nb -> ic6oc6k2d2t",
+     "two transposed kernels along the same axis, with more empty output at the end than one may have"),
     ("ic4oc6k3s2tnb -> ic6oc6k3", "a chain of a transposed and of another convolution"),
     ("(ic4oc6k3x3p1mreflect + ic4oc6k3x3p1)", "its parts pad in several ways: reflect, zeros"),
     ("(ic4oc6k3s2p1 | ic4oc6k1)", "its branches differ in their strides, or only some are transposed"),

@@ -152,8 +152,8 @@ def _after(first: Linear, then: Linear) -> Linear:
 
 def _steps(a: ConvSpec, b: ConvSpec) -> tuple[Ints, Ints]:
     """By how much a tap of each moves what the chain reads, per axis."""
-    if a.transposed or b.transposed:  # along each axis only one of them has taps
-        return a.dilation, b.dilation
+    if a.transposed or b.transposed:  # what is written last has the finest grid
+        return tuple(s * d for s, d in zip(b.stride, a.dilation, strict=True)), b.dilation
     return a.dilation, tuple(s * d for s, d in zip(a.stride, b.dilation, strict=True))
 
 
@@ -168,8 +168,12 @@ def _chained_spec(a: ConvSpec, b: ConvSpec) -> ConvSpec:
     size, stride, padding, dilation, extra = [], [], [], [], []
     for axis in axes:
         neutral_a, neutral_b = _neutral(a, axis), _neutral(b, axis)
-        if not neutral_a and not neutral_b and (a.transposed or b.transposed or any(b.padding[axis])):
-            raise NotOneError("two kernels along the same axis, transposed or with padding between them")
+        both = not neutral_a and not neutral_b
+        if both and not shape and any(b.padding[axis]):
+            raise NotOneError("two kernels along the same axis with padding between them")
+        if both and shape and _cut_between(a, b, axis):
+            raise NotOneError("two transposed kernels along the same axis, of which the first cuts off what the "
+                              "other needs")  # fmt: skip
         padded = b if neutral_a else a
         moves = [step[axis] for step, each in zip(steps, (a, b), strict=True) if each.kernel_size[axis] > 1]
         d = gcd(*moves) if moves else 1
@@ -177,11 +181,33 @@ def _chained_spec(a: ConvSpec, b: ConvSpec) -> ConvSpec:
         size.append(reach // d + 1)
         stride.append(a.stride[axis] * b.stride[axis])
         dilation.append(d if moves else padded.dilation[axis])
-        padding.append(padded.padding[axis])
-        extra.append(padded.output_padding[axis])
+        ends, more = padded.padding[axis], padded.output_padding[axis]
+        if both and shape:
+            ends, more = _ends(a, b, axis, dilation[-1])
+        padding.append(ends)
+        extra.append(more)
     return ConvSpec(in_channels=a.in_channels, out_channels=b.out_channels, kernel_size=tuple(size), stride=stride,
                     padding=padding, dilation=dilation, padding_mode=_mode([a, b]), transposed=shape,
                     output_padding=extra)  # fmt: skip
+
+
+def _cut_between(a: ConvSpec, b: ConvSpec, axis: int) -> bool:
+    """Of transposed ones: whether something that the first cuts off at an end would come into what the second gives."""
+    (lo, hi), (lo_b, hi_b), stride = a.padding[axis], b.padding[axis], b.stride[axis]
+    reach, net = b.dilation[axis] * (b.kernel_size[axis] - 1), hi_b - b.output_padding[axis]
+    return (lo > 0 and reach - stride >= lo_b) or (hi > a.output_padding[axis] and reach - stride >= net)
+
+
+def _ends(a: ConvSpec, b: ConvSpec, axis: int, dilation: int) -> tuple[tuple[int, int], int]:
+    """Padding and output padding of a transposed one after another."""
+    (lo, hi), (lo_b, hi_b), stride = a.padding[axis], b.padding[axis], b.stride[axis]
+    low, net = stride * lo + lo_b, stride * (hi - a.output_padding[axis]) + hi_b - b.output_padding[axis]
+    most = max(a.stride[axis] * stride, dilation) - 1
+    more = low - net if 0 <= low - net <= most else max(0, -net)  # alike at both ends, where that may be
+    if more > most:
+        raise NotOneError("two transposed kernels along the same axis, with more empty output at the end than one "
+                          "may have")  # fmt: skip
+    return (low, net + more), more
 
 
 def _neutral(spec: ConvSpec, axis: int) -> bool:

@@ -13,7 +13,7 @@ from reconv.ruleset.offers import foreign, must_serve, unfit
 from reconv.ruleset.readers import Reader, gather, reader
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import ConvSpec
-from reconv.surgery.channels import Channels, Numbers
+from reconv.surgery.coupled import Channels, Numbers
 from reconv.surgery.kin import text_of
 from reconv.surgery.sites import Site
 from reconv.surgery.spaces import Space, narrowed, narrowed_conv, narrowed_spec, space_of, unchanged

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from reconv.ruleset.canonical import dense_weight, float64, torch_weight
 from reconv.spec import ConvSpec
-from reconv.surgery.channels import Channels, Numbers, leaf_kind
+from reconv.surgery.channels import leaf_kind
 from reconv.surgery.clone import applied, fresh
+from reconv.surgery.coupled import Channels, Numbers
 from reconv.surgery.norms import evaluating
 from reconv.surgery.surroundings import SAMPLES, Surroundings
 
@@ -148,7 +149,8 @@ def gather(around: Surroundings, channels: Channels, readers: Iterable[str]) -> 
         for handle in handles:
             handle.remove()
     for name, parts in rows.items():
-        around.columns[name] = _thinned(torch.cat(parts))
+        if parts:  # else it runs in another way through the network's decisions
+            around.columns[name] = _thinned(torch.cat(parts))
 
 
 def _gathered(around: Surroundings, channels: Channels, name: str) -> bool:

@@ -95,8 +95,11 @@ def _middle(spec: ConvSpec) -> tuple[Comb, ConvSpec] | None:
     def distance(tap: Ints) -> float:
         return sum((t - (k - 1) / 2) ** 2 for t, k in zip(tap, spec.kernel_size, strict=True))
 
+    # the dilation of a single tap means nothing, but that it allows an output padding below it
+    steps = tuple(k + extra for k, extra in zip(spec.kernel_size, spec.output_padding, strict=True))
     for tap in sorted(product(*map(range, spec.kernel_size)), key=distance):
-        comb = Comb(tap, ones, ones)
+        comb = Comb(tap, steps, ones)
         if (part := comb.of(spec)) is not None:
-            return comb, part.replace(dilation=1)
+            ends = zip(part.output_padding, part.stride, strict=True)
+            return comb, part.replace(dilation=tuple(1 if extra < stride else extra + 1 for extra, stride in ends))
     return None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reconv.ruleset.responses import Responses
 from reconv.spec import Block
-from reconv.surgery.channels import Channels
+from reconv.surgery.coupled import Channels
 from reconv.surgery.sites import Site
 
 

@@ -1,17 +1,15 @@
-"""`Channels`: which channels of a network are one and the same, so that they can be removed together.
+"""`channels_of`: which channels of a network are one and the same, seen in its forward pass.
 
-The network runs once, and every tensor is followed by the numbers of its channels: a convolution gives new ones; a
-sum, a gate or a depthwise convolution says that two are the same; a concatenation, a view or a permutation moves the
-numbers as it moves the values. What cannot be followed (a softmax over channels, an operator that is not known, the
-network's output) pins the channels that it touches, with its reason: pinned channels stay.
+The network runs once for each way that its decisions by values may take, and every tensor is followed by the numbers
+of its channels: a convolution gives new ones; a sum, a gate or a depthwise convolution says that two are the same; a
+concatenation, a view or a permutation moves the numbers as it moves the values. What cannot be followed (a softmax
+over channels, an operator that is not known, the network's output) pins the channels that it touches, with its reason:
+pinned channels stay.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,115 +22,49 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import fresh, user_hooks
+from reconv.surgery.coupled import Channels, Leaf, Numbers
 from reconv.surgery.norms import normalises
 from reconv.surgery.trace import VALUE_READS, can_hook, is_conv, plain_forward
 
-Numbers = np.ndarray  # int64
 MOVES = frozenset((
     "view", "_unsafe_view", "_reshape_alias", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand",
     "clone", "alias", "detach", "_to_copy", "contiguous", "slice", "select", "split", "split_with_sizes", "unbind",
     "cat", "stack", "lift_fresh", "flip",
 ))  # fmt: skip
-CUTS = frozenset(("slice", "select", "split", "split_with_sizes", "unbind", "flip"))
+CUTS = frozenset(("slice", "select", "split", "split_with_sizes", "unbind"))
 POINTWISE = frozenset(("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "native_dropout", "prelu",
                        "_prelu_kernel"))  # fmt: skip
 REDUCTIONS = frozenset(("mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "norm"))
 ALONG = frozenset(("_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum"))  # as long as before, but mixed
 SPATIAL = ("max_pool", "avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "upsample_", "_upsample_",
            "reflection_pad", "replication_pad", "constant_pad_nd")  # fmt: skip
-
-
-@dataclass
-class Leaf:
-    """A module whose channels are known by number: of what it takes, and of what it gives."""
-
-    kind: str  # "conv", "depthwise", "norm" or "linear"
-    ins: Numbers
-    outs: Numbers
-
-
-@dataclass
-class Channels:
-    """What the pass showed. `root` names channels that are the same; `pinned`: why some cannot go.
-
-    Args:    leaves: by the first name of their module, in the order of their first run.
-    """
-
-    leaves: dict[str, Leaf] = field(default_factory=dict)
-    parent: list[int] = field(default_factory=list)
-    pinned: dict[int, str] = field(default_factory=dict)
-
-    # -- numbers ----------------------------------------------------------------------------------
-    def new(self, count: int) -> Numbers:
-        start = len(self.parent)
-        self.parent += range(start, start + count)
-        return np.arange(start, start + count)
-
-    def root(self, number: int) -> int:
-        while self.parent[number] != number:
-            self.parent[number] = self.parent[self.parent[number]]
-            number = self.parent[number]
-        return number
-
-    def roots(self, numbers: Numbers) -> Numbers:
-        return np.array([self.root(int(n)) for n in numbers], dtype=np.int64)
-
-    def tie(self, one: Numbers, other: Numbers) -> None:
-        """Says that these are the same, pair by pair."""
-        pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
-        for a, b in pairs.T:
-            a, b = self.root(int(a)), self.root(int(b))
-            if a == b:
-                continue
-            a, b = min(a, b), max(a, b)
-            self.parent[b] = a
-            reason = self.pinned.pop(b, None)
-            if reason is not None:
-                self.pinned.setdefault(a, reason)
-
-    def pin(self, numbers: Numbers, reason: str) -> None:
-        for number in np.unique(numbers):
-            self.pinned.setdefault(self.root(int(number)), reason)
-
-    def settled(self) -> Channels:
-        """All leaves by roots alone."""
-        leaves = {name: Leaf(each.kind, self.roots(each.ins), self.roots(each.outs))
-                  for name, each in self.leaves.items()}  # fmt: skip
-        return Channels(leaves, self.parent, self.pinned)
-
-    @cached_property
-    def members(self) -> dict[int, Counter[tuple[str, str]]]:
-        """How often each root is in the modules' inputs and outputs (once settled)."""
-        found: dict[int, Counter[tuple[str, str]]] = {}
-        for name, leaf in self.leaves.items():
-            for side, numbers in (("in", leaf.ins), ("out", leaf.outs)):
-                for root in numbers.tolist():
-                    found.setdefault(root, Counter())[name, side] += 1
-        return found
-
-    @cached_property
-    def givers(self) -> dict[int, str]:
-        """Which convolution is the first to give a root; "" where it is no convolution."""
-        found: dict[int, str] = {}
-        for name, leaf in self.leaves.items():
-            for root in leaf.outs.tolist():
-                found.setdefault(root, name if leaf.kind == "conv" else "")
-        return found
-
-    def without(self, removed: Iterable[int]) -> Channels:
-        """The channels once some are gone."""
-        gone = np.array(sorted(removed), dtype=np.int64)
-        leaves = {name: Leaf(leaf.kind, *(of[~np.isin(of, gone)] for of in (leaf.ins, leaf.outs)))
-                  for name, leaf in self.leaves.items()}  # fmt: skip
-        return Channels(leaves, self.parent, self.pinned)
+UNCERTAIN = "the forward pass decides by values, so that its channels are not certain"
+WAYS = 16  # through the decisions of a forward pass, at most
 
 
 def channels_of(model: nn.Module, inputs: tuple[Any, ...]) -> Channels | str:
     """The channels of `model` (in evaluation mode), or why they cannot be followed."""
     follower = _Follower(model)
     handles = [h for m in model.modules() if can_hook(m) for h in follower.watch(m)]
+    ways: list[tuple[bool, ...]] = [()]
     try:
-        inputs = fresh(inputs)
+        for count in range(WAYS):
+            way = ways.pop()
+            if reason := _followed(follower, model, fresh(inputs), way):
+                return f"{UNCERTAIN}: in another way {reason}" if count else reason
+            ways += [(*follower.taken[:i], not follower.taken[i]) for i in range(len(way), len(follower.taken))]
+            if not ways:
+                return follower.found.settled()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return f"{UNCERTAIN}: there are more than {WAYS} ways through it"
+
+
+def _followed(follower: _Follower, model: nn.Module, inputs: tuple[Any, ...], way: tuple[bool, ...]) -> str | None:
+    """Runs the model with its first decisions taken as told; why it cannot be followed, or None."""
+    follower.start(way)
+    try:
         for x in inputs:
             if isinstance(x, Tensor):
                 follower.fixed(x, "they are the network's input")
@@ -140,17 +72,14 @@ def channels_of(model: nn.Module, inputs: tuple[Any, ...]) -> Channels | str:
             result = model(*inputs)
     except Exception as error:
         return f"its channels cannot be followed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    finally:
-        for handle in handles:
-            handle.remove()
     if follower.reads_values:
-        return "the forward pass decides by values, so that its channels are not certain"
+        return "the forward pass computes with values that it reads, so that its channels are not certain"
     for leaf in tree_leaves(result):
         if isinstance(leaf, Tensor):
             follower.pin(leaf, "they are the network's output")
         elif leaf is not None and not isinstance(leaf, int | float | str | bool):
             return f"the network gives a {type(leaf).__name__}"
-    return follower.found.settled()
+    return None
 
 
 class _Follower(TorchDispatchMode):
@@ -168,7 +97,14 @@ class _Follower(TorchDispatchMode):
         self.found = Channels()
         self.numbers: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.inside = 0  # of how many leaves
+        self.way: tuple[bool, ...] = ()  # the decisions that are told
+        self.taken: list[bool] = []  # all of them
         self.reads_values = False
+
+    def start(self, way: tuple[bool, ...]) -> None:
+        """Before each run; what was found before stays."""
+        self.numbers, self.inside = WeakIdKeyDictionary(), 0
+        self.way, self.taken, self.reads_values = way, [], False
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -228,10 +164,21 @@ class _Follower(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func._schema.name in VALUE_READS:
-            self.reads_values = True
+            return self.read(out)
         if self.inside == 0 and self.known(args, kwargs):
             self.follow(func, args, kwargs, out)
         return out
+
+    def read(self, value: Any) -> Any:
+        """A decision, taken as told; what is read beside decisions may change anything."""
+        if not isinstance(value, bool):
+            self.reads_values = True
+            return value
+        at = len(self.taken)
+        if at >= WAYS:
+            raise RuntimeError(f"more than {WAYS} decisions by values")
+        self.taken.append(self.way[at] if at < len(self.way) else value)
+        return self.taken[at]
 
     def known(self, *arguments: Any) -> list[Tensor]:
         return [x for x in tree_leaves(arguments) if isinstance(x, Tensor) and x in self.numbers]
@@ -313,8 +260,6 @@ class _Follower(TorchDispatchMode):
         if name in ("unbind", "select"):
             lost = [i for i in varying if outs[0].ndim < x.ndim and x.shape[i] not in outs[0].shape]
             return not lost and (name == "select" or not varying or x.shape[varying[0]] in outs[0].shape)
-        if name == "flip":
-            return not varying
         same = len({out.shape for out in outs}) == 1 and len(outs) > 1
         return all(outs[0].shape[i] == x.shape[i] or same for i in varying)
 
@@ -425,4 +370,4 @@ def _compact(full: Tensor) -> Numbers:
         first = full.narrow(axis, 0, min(1, full.shape[axis]))
         if full.shape[axis] > 1 and (full.stride(axis) == 0 or bool((full == first).all())):
             full = first
-    return np.ascontiguousarray(full.numpy())
+    return np.array(full.numpy(), order="C")

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from reconv.spec import ConvSpec
-from reconv.surgery.channels import Channels, Numbers
 from reconv.surgery.clone import applied
+from reconv.surgery.coupled import Channels, Numbers
 from reconv.surgery.kin import text_of
 
 Tensors = Mapping[str, Tensor]

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from reconv.data import Batch, seeded
 from reconv.errors import ConvError
-from reconv.surgery.channels import Channels, channels_of
+from reconv.surgery.channels import channels_of
 from reconv.surgery.clone import clone, fresh
+from reconv.surgery.coupled import Channels
 from reconv.surgery.kin import Also, Tensors, change
 from reconv.surgery.norms import evaluating
 from reconv.surgery.outputs import distance
