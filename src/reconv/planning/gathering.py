@@ -86,6 +86,9 @@ class Gathered:
             return None
         if site.name not in self.kept:
             self._gather(self.sites[names.index(site.name) :])
+        for name, seen in self.kept.items():
+            if name != site.name:
+                seen.metrics.clear()  # they take as much room again
         return self.kept[site.name]
 
     def _gather(self, sites: Sequence[Site]) -> None:

@@ -14,7 +14,7 @@ from reconv.errors import conv_error
 from reconv.planning.additions import ADDING, additions
 from reconv.planning.budget import Budget
 from reconv.planning.plan import Edit, Plan, Refusal
-from reconv.planning.search import cheapest, choose
+from reconv.planning.search import beyond, cheapest, choose
 from reconv.planning.table import Candidate, Progress, Table, measure
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.workbench import Outcome, Workbench, spent_as_found
@@ -154,7 +154,7 @@ class _Planner:
                 outcome = self.as_given(outcome)  # what its timing differs by is noise
             best = self.better(outcome, best)
             overhead = outcome.latency_ms * start.original_ms / outcome.original_ms
-            overhead -= sum(c.latency_ms for c in choice.values())
+            overhead -= sum(c.latency_ms for c in choice.values()) + beyond(choice, table.apart).get("latency", 0.0)
             if allowed is not None and outcome.error > self.budget.limits["error"].value:
                 expected = sum(c.error**2 for c in choice.values()) ** 0.5
                 allowed = 0.95 * min(allowed, expected) * self.budget.limits["error"].value / outcome.error
@@ -184,12 +184,13 @@ class _Planner:
         if allowed is not None:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
-        choice = choose(table.candidates, limits, goal, every=self.forced)
-        return choice or cheapest(table.candidates, [n for n in limits if n != "error"] or ["latency"])
+        choice = choose(table.candidates, limits, goal, every=self.forced, apart=table.apart)
+        return choice or cheapest(table.candidates, [n for n in limits if n != "error"] or ["latency"], table.apart)
 
     def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:
         """The outcome with its macs, params and memory."""
-        totals = dict(self.base)
+        more = beyond(choice, table.apart)
+        totals = {name: value + more.get(name, 0.0) for name, value in self.base.items()}
         for site, candidate in choice.items():
             for name in totals:
                 totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -9,20 +10,23 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from reconv.planning.table import Candidate
-from reconv.planning.together import exclude, excluding
+from reconv.planning.together import Apart, exclude, excluding
 
 TIE = 1e-6  # weight of the second goal, which only settles ties
+SECONDS = 20.0  # after which the best choice found so far is taken
 
 
 def choose(
-    candidates: Mapping[str, Sequence[Candidate]], limits: Mapping[str, float], goal: str = "error", every: bool = False
-) -> dict[str, Candidate] | None:
+    candidates: Mapping[str, Sequence[Candidate]], limits: Mapping[str, float], goal: str = "error",
+    every: bool = False, apart: Apart | None = None,
+) -> dict[str, Candidate] | None:  # fmt: skip
     """The best choice, or None where no choice keeps the limits.
 
     Args:    limits: upper bounds on the sums over sites: latency in ms, macs, params, memory in bytes, and error,
              which bounds the root of the summed squares (errors of different sites taken as independent).
              goal: what is made small: "error", or "latency" where an error limit is all that was given.
              every: change as many sites as the limits allow, before the goal.
+             apart: what two edits cost together beyond the sum of both.
     Example:
              >>> keep, half = Candidate("a", None, {"latency": 2.0}), Candidate("a", None, {"latency": 1.0}, 0.1)
              >>> choose({"a": [keep, half]}, {"latency": 1.5})["a"].error
@@ -31,33 +35,47 @@ def choose(
     flat = [c for row in candidates.values() for c in row]
     if not flat:
         return {}
-    squared, latency = np.array([c.error**2 for c in flat]), np.array([c.latency_ms for c in flat])
+    pairs = _together(flat, apart or {})
+
+    def column(name: str) -> np.ndarray:
+        """A cost of each candidate, then of each pair."""
+        return np.array([*(c.costs[name] for c in flat), *(max(0.0, more[name]) for _, _, more in pairs)], dtype=float)
+
+    squared, latency = np.array([*(c.error**2 for c in flat), *(0.0 for _ in pairs)]), column("latency")
     first, second = (squared, latency) if goal == "error" else (latency, squared)
     objective = _unit(first) + TIE * _unit(second)
     if every:
-        objective = objective + 2 * len(flat) * np.array([c.edit is None for c in flat])
-    constraints = [LinearConstraint(_one_each(candidates), 1, 1)]
+        objective[: len(flat)] += 2 * len(flat) * np.array([c.edit is None for c in flat])
+    size = len(flat) + len(pairs)
+    constraints = [LinearConstraint(_one_each(candidates, size), 1, 1)]
     for name, limit in limits.items():
-        spent = squared if name == "error" else np.array([c.costs[name] for c in flat], dtype=float)
+        spent = squared if name == "error" else column(name)
         bound = limit**2 if name == "error" else limit
         scale = max(float(spent.max()), 1e-300)
         constraints.append(LinearConstraint(spent / scale, -np.inf, bound / scale))
-    constraints += [LinearConstraint(pairs, -np.inf, 1) for pairs in _excluding(flat)]
-    found = milp(objective, constraints=constraints, integrality=np.ones(len(flat)), bounds=Bounds(0, 1),
-                 options={"mip_rel_gap": 0.0})  # fmt: skip
+    constraints += [LinearConstraint(rows, -np.inf, 1) for rows in (*_excluding(flat, size), *_of_pairs(pairs, size))]
+    found = milp(objective, constraints=constraints, integrality=np.arange(size) < len(flat), bounds=Bounds(0, 1),
+                 options={"mip_rel_gap": 0.0, "time_limit": SECONDS})  # fmt: skip
     if found.x is None:
         return None
-    taken = [c for c, x in zip(flat, found.x, strict=True) if x > 0.5]
+    taken = [c for c, x in zip(flat, found.x, strict=False) if x > 0.5]
     return {c.site: c for c in taken}
 
 
-def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]) -> dict[str, Candidate]:
+def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str],
+             apart: Apart | None = None) -> dict[str, Candidate]:  # fmt: skip
     """Per site the candidate that spends least of the named costs, each relative to the site as it is."""
 
-    def spent(c: Candidate, kept: Candidate) -> tuple[float, float]:
-        return sum(c.costs[n] / max(kept.costs[n], 1e-300) for n in names), c.error
-
+    pairs: dict[int, dict[int, Mapping[str, float]]] = {}  # by what may stand beside it
+    for (one, other), more in (apart or {}).items():
+        pairs.setdefault(id(one), {})[id(other)] = pairs.setdefault(id(other), {})[id(one)] = more
     chosen: dict[str, Candidate] = {}
+
+    def spent(c: Candidate, kept: Candidate) -> tuple[float, float]:
+        beside = pairs.get(id(c.edit), {})
+        more = [beside[id(other.edit)] for other in chosen.values() if id(other.edit) in beside]
+        return sum((c.costs[n] + sum(m[n] for m in more)) / max(kept.costs[n], 1e-300) for n in names), c.error
+
     for site, row in candidates.items():
         taken = [c.edit for c in chosen.values() if c.edit]
         fits = [c for c in row if c.edit is None or not any(exclude(c.edit, other) for other in taken)]
@@ -65,13 +83,40 @@ def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]
     return chosen
 
 
-def _excluding(flat: Sequence[Candidate]) -> Iterator[csr_array]:
+def beyond(choice: Mapping[str, Candidate], apart: Apart) -> dict[str, float]:
+    """What the edits of a choice cost together, beyond the sum of its candidates."""
+    taken = {id(c.edit) for c in choice.values() if c.edit}
+    total: dict[str, float] = defaultdict(float)
+    for (one, other), more in apart.items():
+        if id(one) in taken and id(other) in taken:
+            for name, value in more.items():
+                total[name] += max(0.0, value)
+    return total
+
+
+Pair = tuple[int, int, Mapping[str, float]]  # the places of two candidates, and what they cost together
+
+
+def _together(flat: Sequence[Candidate], apart: Apart) -> list[Pair]:
+    place = {id(c.edit): i for i, c in enumerate(flat) if c.edit}
+    return [(place[id(a)], place[id(b)], more) for (a, b), more in apart.items() if id(a) in place and id(b) in place]
+
+
+def _of_pairs(pairs: Sequence[Pair], size: int) -> Iterator[csr_array]:
+    """A row for each pair: it counts where both are taken."""
+    if pairs:
+        rows, ones = np.repeat(np.arange(len(pairs)), 3), np.tile([1.0, 1.0, -1.0], len(pairs))
+        columns = np.array([(a, b, size - len(pairs) + i) for i, (a, b, _) in enumerate(pairs)]).ravel()
+        yield csr_array((ones, (rows, columns)), shape=(len(pairs), size))
+
+
+def _excluding(flat: Sequence[Candidate], size: int) -> Iterator[csr_array]:
     """A row for each two edits of which only one can be made."""
     place = {id(c.edit): i for i, c in enumerate(flat) if c.edit}
     pairs = [(place[id(a)], place[id(b)]) for a, b in excluding(c.edit for c in flat if c.edit)]
     if pairs:
         rows = np.repeat(np.arange(len(pairs)), 2)
-        yield csr_array((np.ones(len(rows)), (rows, np.array(pairs).ravel())), shape=(len(pairs), len(flat)))
+        yield csr_array((np.ones(len(rows)), (rows, np.array(pairs).ravel())), shape=(len(pairs), size))
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -80,6 +125,6 @@ def _unit(values: np.ndarray) -> np.ndarray:
     return values / most if most > 0 else values
 
 
-def _one_each(candidates: Mapping[str, Sequence[Candidate]]) -> csr_array:
+def _one_each(candidates: Mapping[str, Sequence[Candidate]], size: int) -> csr_array:
     rows = np.repeat(np.arange(len(candidates)), [len(row) for row in candidates.values()])
-    return csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(candidates), len(rows)))
+    return csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), shape=(len(candidates), size))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,18 +15,21 @@ from reconv.data import seeded
 from reconv.layers import Absorbed, build
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
+from reconv.planning.together import beyond_sums
 from reconv.planning.workbench import Workbench
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, activation_bytes, macs, params, parse
 from reconv.surgery import Site, clone
-from reconv.surgery.kin import aliases, remade
+from reconv.surgery.kin import aliases, remade, text_of
 from reconv.surgery.norms import after_normalising
 from reconv.targets import to_layout
 
 GAIN = 0.97  # a proposal must measure faster than this part of what stands there: timing is noisy
 COSTS = ("latency", "macs", "params", "memory")
 MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
+MOST_PER_FORM = 3  # proposals of one form, which differ in how many channels they have, that are fitted
+_CHANNELS = re.compile(r"(ic|oc|g|permute\(|shuffle\()\d+")
 Progress = Callable[[str, int, int], None]
 
 
@@ -50,6 +54,7 @@ class Table:
     layout: str = "contiguous"
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
+    apart: dict[tuple[Edit, Edit], dict[str, float]] = field(default_factory=dict)  # beyond the sum of two edits
 
 
 def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
@@ -83,10 +88,13 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
                 for p, ms in zip(offers, latencies[1:], strict=True)]  # fmt: skip
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
-        fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in gaining]
+        fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in _worth_fitting(gaining, gains)]
         front = _spread(_front(fitted), {b for name, b, _ in bench.errors if name == site.name})
         front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
+    edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
+    table.apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
+                              lambda name, text: _as(bench, name, text, layout))  # fmt: skip
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table
 
@@ -100,11 +108,8 @@ def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, floa
     total: dict[str, float] = {}
     for name, text in proposal.also:
         if name in bench.everywhere:
-            old = bench.everywhere[name]
-            new = old.after(parse(text), old.tensors)
-            for site, sign in ((new, 1), (old, -1)):
-                (ms,) = bench.latencies([bench.finished(old, site.block)], site, layout)
-                total = {k: total.get(k, 0.0) + sign * v for k, v in costs(site.block, site, ms).items()}
+            new, old = _as(bench, name, text, layout), _as(bench, name, str(bench.everywhere[name].block), layout)
+            total = {k: total.get(k, 0.0) + new[k] - old[k] for k in new}
         else:
             module = bench.original.get_submodule(name)
             size = next((p.element_size() for p in module.parameters()), 0)
@@ -112,6 +117,22 @@ def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, floa
             more -= sum(p.numel() for p in module.parameters())
             total = _with({**dict.fromkeys(COSTS, 0.0), **total}, {"params": more, "memory": size * more})
     return total
+
+
+def _as(bench: Workbench, name: str, text: str, layout: str) -> dict[str, float]:
+    """What a module beside a site costs as this text; no convolution: none but its parameters."""
+    if name not in bench.everywhere:
+        module = bench.original.get_submodule(name)
+        like = next(module.parameters(), None)
+        size, known = (like.element_size() if like is not None else 0), dict.fromkeys(COSTS, 0.0)
+        count = sum(p.numel() for p in remade(name, module, text).parameters())
+        return known | {"params": count, "memory": size * count}
+    site, block = bench.everywhere[name], parse(text)
+    key = (name, block, layout)
+    if key not in bench.beside:
+        (ms,) = bench.latencies([bench.finished(site, block)], site.after(block, site.tensors), layout)
+        bench.beside[key] = costs(block, site.after(block, site.tensors), ms)
+    return dict(bench.beside[key])
 
 
 def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
@@ -141,6 +162,7 @@ def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[tuple[Proposa
             table.refusals.append(Refusal(site.name, rule.name, reason))
 
 
+Row = tuple[Proposal, dict[str, float]]
 Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
@@ -165,6 +187,33 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
                     also=proposal.also)  # fmt: skip
         candidates.append(Candidate(site.name, edit, cost, error))
     return candidates
+
+
+def _worth_fitting(rows: Sequence[Row], gains: Sequence[str]) -> list[Row]:
+    """Of the proposals of a form those that no larger one beats in what is to be gained, and a few of these.
+
+    The larger one fits better. Forms are told apart by rule and block, the numbers of channels set aside.
+    """
+    forms: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        forms.setdefault((row[0].rule, _CHANNELS.sub(r"\1", str(row[0].block))), []).append(row)
+    chosen: list[Row] = []
+    for form in forms.values():
+        useful = [one for one in form if not gains or not any(_larger(other, one) and
+                  all(other[1][g] <= one[1][g] for g in gains) for other in form)]  # fmt: skip
+        useful.sort(key=lambda row: row[1][gains[0] if gains else "macs"])
+        chosen += [useful[i] for i in _evenly(len(useful), MOST_PER_FORM)]
+    return chosen
+
+
+def _larger(other: Row, one: Row) -> bool:
+    sizes = [(c["params"], c["macs"]) for _, c in (other, one)]
+    return sizes[0] != sizes[1] and all(a >= b for a, b in zip(*sizes, strict=True))
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """Places among so many: all of them, or the first, the last and others evenly between."""
+    return list(range(count)) if count <= most else sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
 @contextmanager

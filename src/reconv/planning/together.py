@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -14,6 +15,8 @@ from reconv.surgery.kin import text_of
 from reconv.surgery.spaces import narrowed_spec
 
 _NUMBERS = re.compile(r"\d+")
+Costs = dict[str, float]
+Apart = Mapping[tuple[Edit, Edit], Mapping[str, float]]  # what two edits cost together, beyond the sum of their rows
 
 
 def touched(edit: Edit) -> set[str]:
@@ -62,6 +65,36 @@ def in_turn(edits: Sequence[Edit], sites: Mapping[str, Site]) -> tuple[Edit, ...
         now |= {name: _moved(now[name], before[name], text) for name, text in changes.items()}
         result.append(replace(edit, block=parse(now[edit.site]), also=tuple((n, now[n]) for n, _ in edit.also)))
     return tuple(result)
+
+
+def beyond_sums(edits: Iterable[Edit], now: Callable[[str], str],
+                spent: Callable[[str, str], Costs]) -> dict[tuple[Edit, Edit], Costs]:  # fmt: skip
+    """What each two edits that change the same modules cost together, beyond the sum of what each of them changes.
+
+    Half of the inputs and half of the outputs of a convolution are a quarter of its work, where the sum says none.
+
+    Args:    now: the text of a module as it is; spent: what a module of this text costs in the place of one. The
+             latency of a module that both change is taken to shrink by the product of what it shrank by for each.
+    """
+    of: dict[str, list[tuple[Edit, str]]] = defaultdict(list)
+    for edit in edits:
+        if edit.also:
+            for name, text in ((edit.site, str(edit.block)), *edit.also):
+                of[name].append((edit, text))
+    found: dict[tuple[Edit, Edit], Costs] = {}
+    for name, changes in of.items():
+        if len({edit.site for edit, _ in changes}) < 2:
+            continue
+        whole, each = spent(name, now(name)), {text: spent(name, text) for _, text in changes}
+        for (one, a), (other, b) in combinations(changes, 2):
+            if one.site == other.site:
+                continue
+            both = spent(name, _moved(a, now(name), b))
+            both["latency"] = each[a]["latency"] * each[b]["latency"] / max(whole["latency"], 1e-300)
+            total = found.setdefault((one, other), dict.fromkeys(whole, 0.0))
+            for cost in whole:
+                total[cost] += both[cost] - each[a][cost] - each[b][cost] + whole[cost]
+    return found
 
 
 def _moved(now: str, before: str, after: str) -> str:

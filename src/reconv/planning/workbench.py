@@ -20,7 +20,8 @@ from reconv.planning.probe import Probe
 from reconv.planning.together import in_turn
 from reconv.planning.wholes import Wholes
 from reconv.ruleset import Rule
-from reconv.ruleset.refine import started
+from reconv.ruleset.refine import improved, started
+from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, ConvSpec, in_channels
 from reconv.surgery import ConvCall, Network, Norm, Site, clone, find_sites, fresh
@@ -78,6 +79,7 @@ class Workbench:
         self.weights: dict[tuple[str, Block], Weights] = {}
         self.improved: set[tuple[str, Block]] = set()  # the weights that are improved on responses already
         self.forms: dict[tuple[str, Block, tuple[str, ...]], Block] = {}
+        self.beside: dict[tuple[str, Block, str], dict[str, float]] = {}  # costs of what changes with a site
         # of the output, or what the network raised
         self.errors: dict[tuple[str, Block, tuple[str, ...]], float | str] = {}
 
@@ -90,21 +92,22 @@ class Workbench:
         """The starting weights of a proposal, fitted once; with data, judged by the responses."""
         key = (site.name, proposal.block)
         if key not in self.weights:
-            self.weights[key] = self._started(site, proposal, rule, 0.0)
+            self.weights[key] = started(rule, site, proposal, self._seen(site, rule, 0.0))
         return self.weights[key]
 
     def refined(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
         """The same, with data also improved on the responses, once."""
         key = (site.name, proposal.block)
         if self.responses is not None and key not in self.improved:
-            self.weights[key] = self._started(site, proposal, rule, FIT_WORK)
+            plain, seen = self.weights_of(site, proposal, rule), self._seen(site, rule, FIT_WORK)
+            self.weights[key] = improved(rule, site, proposal, plain, seen)
             self.improved.add(key)
         return self.weights_of(site, proposal, rule)
 
-    def _started(self, site: Site, proposal: Proposal, rule: Rule, work: float) -> Weights:
-        """Fitted on the responses of the unedited network at this site, where they are known."""
+    def _seen(self, site: Site, rule: Rule, work: float) -> Responses | None:
+        """Responses of the unedited network at this site, where they are known, for a fit of so much work."""
         seen = self.responses.of(site) if self.responses and rule.group == "smaller" else None
-        return started(rule, site, proposal, seen and replace(seen, work=work))
+        return seen and replace(seen, work=work)
 
     @seeded(0)  # the user's random numbers stay as they are
     def finished(self, site: Site, block: Block, absorbed: tuple[str, ...] = ()) -> Block:
@@ -150,10 +153,12 @@ class Workbench:
         counted = spent_by(student, self.inputs) if any(e.also for e in edits) else None
         edits = (*self.wholes.edits, *edits)
         variants = [(edits, student)]
+        all_exact, _ = self.exact_edits(current(student, sites), layout)
         for count in range(1, len(self.exact_rules) + 1):
-            finished, exact = self.with_exact(student, sites, self.exact_rules[:count], layout)
+            names = {rule.name for rule in self.exact_rules[:count]}
+            exact = [edit for edit in all_exact if edit.rule in names]
             if exact and (*edits, *exact) != variants[-1][0]:
-                variants.append(((*edits, *exact), finished))
+                variants.append(((*edits, *exact), self.with_exact(student, sites, exact)))
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
         if not variants:
             return None
@@ -164,18 +169,14 @@ class Workbench:
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model),
                        counted=counted, asked=asked)  # fmt: skip
 
-    def with_exact(self, student: nn.Module, sites: Mapping[str, Site], rules: Sequence[Rule],
-                   layout: str) -> tuple[nn.Module, list[Edit]]:  # fmt: skip
-        """A copy of the student with these exact rules applied where they serve, and the edits that did it."""
-        now = current(student, sites)
-        edits, _ = self.exact_edits(now, layout, rules)
-        return apply_edits(clone(student), now, edits, Fit(self.rules))[0], edits
+    def with_exact(self, student: nn.Module, sites: Mapping[str, Site], edits: Sequence[Edit]) -> nn.Module:
+        """A copy of the student with these edits of exact rules applied."""
+        return apply_edits(clone(student), current(student, sites), edits, Fit(self.rules))[0]
 
-    def exact_edits(self, sites: Mapping[str, Site], layout: str,
-                    rules: Sequence[Rule] | None = None) -> tuple[list[Edit], list[Refusal]]:  # fmt: skip
-        """What the exact rules (all, or these) offer for the sites as they are, and why elsewhere nothing."""
+    def exact_edits(self, sites: Mapping[str, Site], layout: str) -> tuple[list[Edit], list[Refusal]]:
+        """What the exact rules, one after the other, offer for the sites as they are, and why elsewhere nothing."""
         edits, refusals, now = [], [], dict(sites)
-        for rule in self.exact_rules if rules is None else rules:
+        for rule in self.exact_rules:
             for name in sites:
                 site = now[name]
                 reason = rule.refuse(site)

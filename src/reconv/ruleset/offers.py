@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from reconv.errors import ConvError, conv_error
 from reconv.ruleset.rule import Proposal, Rule
@@ -30,9 +33,24 @@ def bad_tensors(site: Site) -> str | None:
             continue
         if not tensor.is_floating_point():
             return f"its {name} is {str(tensor.dtype).removeprefix('torch.')}, not a real floating dtype"
-        if not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             return f"its {name} holds NaN or Inf"
     return None
+
+
+_known: deque[tuple[weakref.ref[Tensor], int, bool]] = deque(maxlen=32)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite; known for the last few tensors, as every rule asks."""
+    if tensor.is_inference():  # it does not say when it changes
+        return bool(torch.isfinite(tensor).all())
+    for owner, version, verdict in tuple(_known):
+        if owner() is tensor and version == tensor._version:
+            return verdict
+    result = bool(torch.isfinite(tensor).all())
+    _known.append((weakref.ref(tensor), tensor._version, result))
+    return result
 
 
 def cheaper(rule: str, site: Site, blocks: Iterable[Block]) -> list[Proposal]:

@@ -37,9 +37,13 @@ def started(rule: Rule, site: Site, proposal: Proposal, seen: Responses | None =
 
     Source:  Zhang et al. 2015, arXiv:1505.06798; Hestenes & Stiefel 1952
     """
-    usable = seen is not None and seen.count > 0 and rule.group == "smaller" and isinstance(site.block, ConvSpec)
-    plain = rule.init(site, proposal, seen if usable else None)
-    if not usable or seen is None:
+    plain = rule.init(site, proposal, seen if _usable(rule, site, seen) else None)
+    return improved(rule, site, proposal, plain, seen)
+
+
+def improved(rule: Rule, site: Site, proposal: Proposal, plain: Weights, seen: Responses | None) -> Weights:
+    """A rule's own fit, made to minimise the distance to the responses where these are known and that can be."""
+    if seen is None or not _usable(rule, site, seen):
         return plain
     try:
         return refined(site, proposal.block, plain, seen)
@@ -47,10 +51,14 @@ def started(rule: Rule, site: Site, proposal: Proposal, seen: Responses | None =
         return plain
 
 
+def _usable(rule: Rule, site: Site, seen: Responses | None) -> bool:
+    return seen is not None and seen.count > 0 and rule.group == "smaller" and isinstance(site.block, ConvSpec)
+
+
 def metric(site: Site, seen: Responses, dtype: torch.dtype = torch.float64) -> Metric:
     """The metric of a site: the means count only where neither a bias nor a batch norm takes them up."""
     centred = site.bias is not None or site.norm is not None or bool(site.norms)
-    return Metric(seen, dense(site).flatten(2), centred, dtype)
+    return seen.metric(site.weight, centred, dtype, lambda: dense(site).flatten(2))
 
 
 def refined(site: Site, block: Block, plain: Weights, seen: Responses) -> Weights:
@@ -66,9 +74,9 @@ def refined(site: Site, block: Block, plain: Weights, seen: Responses) -> Weight
     def kernel(tensors: Mapping[str, Tensor]) -> Tensor:
         return composed(block, tensors, site.spec).kernel.flatten(2)
 
-    start = goal.loss(kernel(given))
-    found, best = dict(plain.tensors), start
-    if seen.work > 0 and start > EXACT**2 * goal.loss(torch.zeros_like(goal.weight)):
+    found = dict(plain.tensors)
+    start = best = goal.loss(kernel(given)) if seen.work > 0 else 0.0
+    if start > 0 and start > EXACT**2 * goal.loss(torch.zeros_like(goal.weight)):
         better = _improved(kernel, given, free, goal, OVERHEAD + sum(_cost(site.spec, block)), seen.work)
         try:
             final = found | {name: rounded(better[name], site) for name in free}

@@ -10,8 +10,9 @@ Source:  Zhang et al. 2015, arXiv:1505.06798 (asymmetric reconstruction)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -105,6 +106,7 @@ class Responses:
     taps: Tensor | None = field(default=None, repr=False)  # … (g, K, K)
     left: Tensor | None = field(default=None, repr=False)  # E (g, o, D); None: e is 0
     energy: Tensor = field(default_factory=lambda: torch.zeros(()), repr=False)  # Σ (e − μ_e)², (g, o)
+    metrics: dict[Any, tuple[Tensor, Metric]] = field(default_factory=dict, repr=False, compare=False)  # made so far
 
     def add(self, input: Tensor, left: Tensor | None = None, most: int | None = None, seed: int = 0) -> None:
         """Adds one run.
@@ -149,6 +151,14 @@ class Responses:
             self.mean_left = self.mean_left + gap * (count / total)
         self.mean = self.mean + shift * (count / total)
         self.count = total
+        self.metrics.clear()
+
+    def metric(self, weight: Tensor, centred: bool, dtype: torch.dtype, dense: Callable[[], Tensor]) -> Metric:
+        """The metric for a convolution's weight, made once; dense: the weight as (g, o, D)."""
+        key = (id(weight), None if weight.is_inference() else weight._version, centred, dtype)
+        if key not in self.metrics:
+            self.metrics[key] = weight, Metric(self, dense(), centred, dtype)  # the weight stays, and so does its id
+        return self.metrics[key][1]
 
 
 def _sum(known: Tensor | None, more: Tensor, share: float = 0.0, one: Tensor | None = None,
@@ -244,12 +254,16 @@ class Metric:
         squared = self.scale.square()
         change = self.weight - kernel.to(self.weight.dtype)
         apart = ((change * self.times(change, ridge=False)).sum(-1) + self.energy) * squared
-        size = ((self.weight * self.times(self.weight, ridge=False)).sum(-1) + self.energy) * squared
+        size = (self._size + self.energy) * squared
         if self.left is not None:
             apart = apart + 2 * squared * (change * self.left).sum(-1)
             size = size + 2 * squared * (self.weight * self.left).sum(-1)
         near, whole = max(float(apart.sum()), 0.0), float(size.sum())
         return (near / whole) ** 0.5 if whole > 0 else 0.0 if near == 0 else float("inf")
+
+    @cached_property
+    def _size(self) -> Tensor:
+        return (self.weight * self.times(self.weight, ridge=False)).sum(-1)
 
     def low_rank(self, rank: int) -> tuple[Tensor, Tensor]:
         """The nearest product (g, o, rank) · (g, rank, D), both factors of like size.

@@ -304,7 +304,8 @@ def _last_for(weight: Tensor, first: Tensor, now: Tensor) -> Tensor:
     mid, last = first.shape[1], now.shape[3:]
     gram = _overlaps(first, last)
     windows = [weight[_window(tap, first.shape[3:])].flatten(2) for tap in product(*map(range, last))]
-    wanted = torch.cat([window @ first.flatten(2).mT for window in windows], -1)
+    flat = first.flatten(2).mT
+    wanted = torch.cat([window @ flat for window in windows], -1)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     ridge = RIDGE[gram.dtype] * diagonal.amax(-1, keepdim=True)
     ridge = torch.where(ridge > 0, ridge, 1.0)

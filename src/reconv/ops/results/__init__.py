@@ -7,7 +7,6 @@ that serves it. The choice for another problem is that of the nearest one that w
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -15,6 +14,7 @@ from importlib.resources.abc import Traversable
 from math import log2, prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from reconv.ops.native import native_isa
@@ -56,26 +56,24 @@ def features(problem: Problem) -> tuple[float, ...]:
 
 def nearest(problem: Problem) -> Measured | None:
     """The measured problem of the same kind that is most like this one, if any is near enough."""
-    rows = _rows(results_isa(), kind(problem), problem.threads)
+    rows, sizes = _rows(results_isa(), kind(problem), problem.threads)
     if not rows:
         return None
-    own = features(problem)
-    row = min(rows, key=lambda row: _distance(row.features, own))
-    return row if _distance(row.features, own) <= FARTHEST else None
-
-
-def _distance(a: Sequence[float], b: Sequence[float]) -> float:
-    return sum(abs(x - y) for x, y in zip(a, b, strict=True))
+    apart = np.abs(sizes - features(problem)).sum(1)
+    at = int(apart.argmin())
+    return rows[at] if apart[at] <= FARTHEST else None
 
 
 @cache
-def _rows(isa: str, kind: str, threads: int) -> tuple[Measured, ...]:
+def _rows(isa: str, kind: str, threads: int) -> tuple[tuple[Measured, ...], np.ndarray]:
+    """What was measured, and the features of each as a row."""
     found = table(isa).get("kinds", {}).get(kind, {})
     if not found:
-        return ()
+        return (), np.zeros((0, 0))
     known = sorted(map(int, found))
     which = max([n for n in known if n <= threads], default=known[0])
-    return tuple(Measured(row["problem"], tuple(row["features"]), row["ms"]) for row in found[str(which)])
+    rows = tuple(Measured(row["problem"], tuple(row["features"]), row["ms"]) for row in found[str(which)])
+    return rows, np.array([row.features for row in rows], dtype=float)
 
 
 def roofline_ms(problem: Problem) -> float | None:
