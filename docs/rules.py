@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+import reconv
 from reconv.drawing.blocks import svg
 from reconv.ruleset import GROUPS, RULES, Proposal, Rule, rules_named
 from reconv.spec import Block, describe
 from reconv.surgery import Site, find_sites
+from reconv.surgery.regions import region
 
 PAGES = Path(__file__).with_name("rules")
 BEGIN, END = "<!-- {} : made by docs/rules.py -->", "<!-- end -->"
@@ -43,6 +45,10 @@ class Layer(NamedTuple):
     net: str = "nn.Conv2d(64, 64, 3, padding=1)"
     shape: tuple[int, ...] = (1, 64, 56, 56)
     first: tuple[str, ...] = ()
+
+    def made(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(*eval(f"[{self.net}]", {"nn": nn})).eval()
 
 
 LARGE = Layer("nn.Conv2d(64, 64, 7, padding=3)")
@@ -75,12 +81,33 @@ class Shown(NamedTuple):
         """The one in the middle is drawn and applied."""
         return self.proposals[len(self.proposals) // 2]
 
+    @property
+    def was(self) -> Block:
+        """What stood there: the site, or the network where the rule changes other modules, too."""
+        return whole(self.layer.made()) if self.widely else self.site.block
+
+    def now(self, proposal: Proposal) -> Block:
+        """What stands there afterwards."""
+        if not self.widely:
+            return proposal.block
+        plan = reconv.Plan.from_dict({"format": 1, "edits": [edit_of(proposal)]})
+        return whole(reconv.apply(self.layer.made(), plan, torch.zeros(self.layer.shape)))
+
+    @property
+    def widely(self) -> bool:
+        return any(p.absorbs or p.also for p in self.proposals)
+
+
+def whole(net: nn.Module) -> Block:
+    """All of a network as one block."""
+    found = region(net)
+    assert not isinstance(found, str), found
+    return found.block
+
 
 def shown(rule: Rule) -> Shown:
     layer = LAYERS.get(rule.name, Layer())
-    torch.manual_seed(0)
-    net = nn.Sequential(*eval(f"[{layer.net}]", {"nn": nn})).eval()
-    site, *_ = find_sites(net, torch.zeros(layer.shape)).sites
+    site, *_ = find_sites(layer.made(), torch.zeros(layer.shape)).sites
     before = []
     for earlier in rules_named(layer.first):
         before.append(list(earlier.propose(site))[-1])
@@ -119,8 +146,8 @@ def facts(rule: Rule) -> str:
 def figures(case: Shown) -> str:
     """Shapes, parameters and multiply-accumulates before and after."""
     lines = ["| | block | output | parameters | MACs |", "|---|---|---|---|---|"]
-    was = describe(case.site.block, case.layer.shape)
-    for title, block in [("before", case.site.block), *(("after", p.block) for p in evenly(case.proposals))]:
+    was = describe(case.was, case.layer.shape)
+    for title, block in [("before", case.was), *(("after", case.now(p)) for p in evenly(case.proposals))]:
         now = describe(block, case.layer.shape)
         lines.append(f"| {title} | `{cell(block)}` | {'×'.join(map(str, now.output_shape[1:]))} "
                      f"| {now.params:,}{ratio(now.params, was.params, title)} "
@@ -168,7 +195,7 @@ def edit_of(proposal: Proposal) -> dict[str, Any]:
 
 def picture(rule: Rule) -> str:
     case = shown(rule)
-    rows = [("before", case.site.block, case.layer.shape), ("after", case.picked.block, case.layer.shape)]
+    rows = [("before", case.was, case.layer.shape), ("after", case.now(case.picked), case.layer.shape)]
     return svg(rows, f"{rule.name}: before and after")
 
 

@@ -14,11 +14,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from reconv.cli import app
-from reconv.commands.plan import verdict
+from reconv.commands.plan import unused, verdict
 from reconv.costing.summary import summary
-from reconv.planning.plan import Plan
+from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
+from reconv.spec import ConvSpec
 
 SOURCE = """
 import pathlib
@@ -161,6 +162,28 @@ def test_the_verdict_says_what_else_made_it_faster(layout, said):
     text = verdict(Plan(layout=layout, latency_ratio=0.8))
     assert "0 layers change" in text
     assert ("channels_last memory layout" in text) == said
+
+
+def test_the_verdict_counts_layers():
+    block = ConvSpec.parse("ic3oc4k3x3")
+    edits = [Edit("a", "fold_batch_norm", block), Edit("a", "fuse_activation", block), Edit("b", "trim", block)]
+    assert verdict(Plan(tuple(edits))).startswith("2 layers change")
+    assert verdict(Plan(tuple(edits[:2]))).startswith("1 layer changes")
+
+
+def test_rules_that_change_nothing_say_why():
+    said = [
+        ("a", "trim", "no border."),
+        ("b", "trim", "no border."),
+        ("a", "skip", "other"),
+        ("a", "dense", "other"),
+        ("a", "deform", "used all the same"),
+        ("a", "*", "functional"),
+        *[(i, "stacked", i) for i in "abc"],
+    ]
+    plan = Plan((Edit("b", "deform", ConvSpec.parse("ic3oc4k3x3")),), tuple(Refusal(*each) for each in said))
+    assert unused(plan) == ["trim changes nothing: no border (2 times).", "skip, dense change nothing: other.",
+                            "stacked changes nothing: a; b; 1 more in the plan."]  # fmt: skip
 
 
 def test_the_result_shows_the_score_and_the_interleaved_ratio(here):

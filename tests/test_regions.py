@@ -137,7 +137,11 @@ REFUSED = {
         lambda: nn.Sequential(conv(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False)),
         "no running statistics",
     ),
-    "a layer without a block": (lambda: nn.Sequential(conv(4, 4, 1), nn.GroupNorm(2, 4)), "GroupNorm"),
+    "a layer without a block": (lambda: nn.Sequential(conv(4, 4, 1), nn.GroupNorm(2, 4)), "no block says GroupNorm"),
+    "an activation of another slope": (
+        lambda: Module(lambda m, x: F.leaky_relu(m.a(x), 0.2), a=conv(4, 4, 1)),
+        "no block says leaky_relu with negative_slope=0.2",
+    ),
 }
 
 

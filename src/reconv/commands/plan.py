@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ def plan(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, found.to_dict())
     emit(sheet(found), format)
+    for line in unused(found):
+        say(line)
     say(f"{out}: {verdict(found)}")
     if not found.met:
         raise typer.Exit(3)
@@ -64,7 +67,8 @@ def named(plan: Plan, ref: str) -> Plan:
 
 def verdict(plan: Plan) -> str:
     """One line: how much changes, and whether the budget holds."""
-    changes = f"{len(plan.edits)} {'layer changes' if len(plan.edits) == 1 else 'layers change'}"
+    layers = len({edit.site for edit in plan.edits})  # several rules may serve one
+    changes = f"{layers} {'layer changes' if layers == 1 else 'layers change'}"
     layout = "" if plan.layout == "contiguous" else f", {plan.layout} memory layout"
     ratio = layout + ("" if plan.latency_ratio is None else f", latency ×{plan.latency_ratio:.3g}")
     ratio += f", fitted to {plan.fit}" if plan.edits else ""
@@ -73,6 +77,22 @@ def verdict(plan: Plan) -> str:
     if plan.met:
         return f"{changes}{ratio}; the budget {plan.budget} is met."
     return f"{changes}{ratio}; the budget {plan.budget} is not met, this is the best found. {plan.reason or ''}"
+
+
+def unused(plan: Plan, most: int = 2) -> list[str]:
+    """What the rules that change nothing said most often, a line for those that said the same."""
+    used = {edit.rule for edit in plan.edits}
+    reasons: dict[str, Counter[str]] = {}
+    for refusal in plan.refusals:
+        if refusal.rule not in used | {"*"}:
+            reasons.setdefault(refusal.rule, Counter())[refusal.reason.rstrip(".")] += 1
+    rules: dict[str, list[str]] = {}
+    for rule, counted in reasons.items():
+        told = [reason if n == 1 else f"{reason} ({n} times)" for reason, n in counted.most_common(most)]
+        others = [f"{len(counted) - most} more in the plan"] if len(counted) > most else []
+        rules.setdefault("; ".join(told + others), []).append(rule)
+    return [f"{', '.join(names)} {'changes' if len(names) == 1 else 'change'} nothing: {told}."
+            for told, names in rules.items()]  # fmt: skip
 
 
 def sheet(plan: Plan) -> Sheet:

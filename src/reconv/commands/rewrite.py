@@ -39,7 +39,7 @@ def rewrite(
     """Rewrite a trained network so that it keeps a budget: plan, apply, recover, measure."""
     from reconv.commands import job as j
     from reconv.commands.given import check_flags, give, scaling
-    from reconv.commands.plan import named, verdict
+    from reconv.commands.plan import named, unused, verdict
     from reconv.rewriting.job import rewrite as run
     from reconv.rewriting.store import is_run, read_config, save_run, weights_hash, write_config
     from reconv.surgery.fingerprint import structure_hash
@@ -69,6 +69,8 @@ def rewrite(
         save_run(folder, model=result.model, plan=plan, before=result.before, after=result.after, error=result.error,
                  config={"model": began, "settings": settings, "result": facts})  # fmt: skip
     emit(sheet(plan, result.before, result.after, result.error, result.scores), format)
+    for line in unused(plan):
+        say(line)
     say(f"{folder}: {verdict(plan)}")
     if not plan.met:
         raise typer.Exit(3)

@@ -87,7 +87,8 @@ def _rebase(norm: _BatchNorm, moments: Moments) -> bool:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None or moments.count < 2:
         return False
-    old_mean, old_scale = mean.double(), norm.weight.double() / (var.double() + norm.eps).sqrt()
+    old_mean = mean.double().clone()  # in float64 it would be the buffer that changes
+    old_scale = norm.weight.double() / (var.double() + norm.eps).sqrt()
     _update(norm, moments)
     norm.weight.copy_(old_scale * (var.double() + norm.eps).sqrt())
     norm.bias.add_(old_scale * (mean.double() - old_mean))

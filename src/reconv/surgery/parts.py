@@ -87,6 +87,8 @@ def of_module(name: str, module: Any, channels: Channels) -> Iterator[Part]:
         yield Part(BatchNorm(), _norm(name, module), name)
         for key, part in module.named_children():  # timm's have dropout and activation
             yield from of_module(f"{name}.{key}", part, channels)
+    elif not is_leaf(module):
+        raise NoBlockError(f"no block says {type(module).__name__}")
     else:
         yield Part(block_of(module), applied(module), name)
 
@@ -112,7 +114,9 @@ def of_function(function: Any, arguments: Sequence[Any], options: Mapping[str, A
     if function in CONVOLUTIONS:
         names = ("weight", "bias", "stride", "padding", "dilation", "groups")
         return _convolution(**{**_bound(arguments, names), **options})
-    raise NoBlockError(f"no block says {getattr(function, '__name__', function)}")
+    given = [*map(str, arguments), *(f"{name}={value}" for name, value in options.items() if name != "inplace")]
+    what = f" with {', '.join(given)}" if function in FUNCTIONS else ""
+    raise NoBlockError(f"no block says {getattr(function, '__name__', function)}{what}")
 
 
 def _bound(arguments: Sequence[Any], names: Sequence[str]) -> dict[str, Any]:
