@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from handmade import distance, followed, input_of, make_site, randn, random, rewritten, site_for
+from handmade import distance, followed, make_site, randn, random, rewritten, site_for
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -65,7 +65,8 @@ def check(rule: Rule, spec: ConvSpec) -> None:
     site = site_for(rule, spec)
     reason = rule.refuse(site)
     if reason is not None:
-        assert isinstance(reason, str) and reason
+        assert isinstance(reason, str)
+        assert reason
         with pytest.raises(ConvError, match="the rule must be able to serve the site"):
             rule.propose(site)
         return

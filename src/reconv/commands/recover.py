@@ -41,6 +41,7 @@ def recover(
     from reconv.rewriting.job import held_error, logger
     from reconv.rewriting.recovery import recover as distill
     from reconv.rewriting.store import CHECKPOINT, PLAN, is_run, load, read_config, save_run
+    from reconv.rewriting.teacher import matched
     from reconv.surgery.clone import clone
 
     if data is None:
@@ -59,8 +60,8 @@ def recover(
     with j.resumable(run), progress() as show:
         train, held = Feed.of(given.data, given.inputs).split(holdout, seed)
         student = distill(student, teacher, train, epochs, given.evaluate, held, seed, example_inputs=given.inputs,
-                          match=plan.matches, progress=show, checkpoint=run / CHECKPOINT,
-                          resume=resume, log=logger(run)).eval()  # fmt: skip
+                          match=matched(plan, student, teacher, train), progress=show,
+                          checkpoint=run / CHECKPOINT, resume=resume, log=logger(run)).eval()  # fmt: skip
         error = held_error(teacher, student, held)
         scores = (given.evaluate(clone(teacher)), given.evaluate(student)) if given.evaluate else None
         before, after = (summary(m, given.inputs, plan.target) for m in (teacher, student))

@@ -27,10 +27,22 @@ def touched(edit: Edit) -> set[str]:
 def exclude(one: Edit, other: Edit) -> bool:
     """Whether two edits of different sites cannot both be made.
 
-    What changes several modules says how much it takes off each, so that two such edits add up; a module that another
-    rule replaces as a whole has nothing to be taken off.
+    What changes several modules says how much it takes off each, so that two such edits add up, unless both take of the
+    same channels; a module that another rule replaces as a whole has nothing to be taken off.
     """
-    return bool(one.also or other.also) and not (one.also and other.also) and bool(touched(one) & touched(other))
+    if one.also and other.also:
+        return _same_channels(one, other)
+    return bool(one.also or other.also) and bool(touched(one) & touched(other))
+
+
+def _same_channels(one: Edit, other: Edit) -> bool:
+    """Whether each of two edits takes outputs of the other's site: else it leaves more of them than the other does."""
+    there, here = dict(other.also).get(one.site), dict(one.also).get(other.site)
+    if there is None or here is None:
+        return False
+    pairs = ((parse(there), one.block), (parse(here), other.block))
+    return not all(isinstance(a, ConvSpec) and isinstance(b, ConvSpec) and a.out_channels > b.out_channels
+                   for a, b in pairs)  # fmt: skip
 
 
 def excluding(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:

@@ -20,6 +20,7 @@ from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
 from reconv.rewriting.apply import change, finish
 from reconv.rewriting.recovery import recover
+from reconv.rewriting.teacher import matched
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import ratio, squared_distance
@@ -107,7 +108,7 @@ def rewrite(
     changed = any(edit.rule not in exact for edit in made.edits)
     if changed and train is not None and held is not None and epochs > 0:
         student = recover(student, model, train, epochs, evaluate, held, seed, example_inputs=inputs,
-                          match=made.matches, progress=progress,
+                          match=matched(made, student, model, train), progress=progress,
                           checkpoint=folder and folder / "checkpoint", resume=resume,
                           log=logger(folder))  # fmt: skip
     student = finish(student, sites_now, made, found).eval()

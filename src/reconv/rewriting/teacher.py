@@ -13,7 +13,9 @@ from torch.utils._pytree import TreeSpec, tree_structure
 
 from reconv.data import Batch, Feed
 from reconv.errors import conv_error
+from reconv.planning.plan import Plan
 from reconv.surgery import fresh
+from reconv.surgery.norms import evaluating
 from reconv.surgery.outputs import tensors_in
 
 MEMORY = 2 * 2**30  # bytes of answers that a teacher may keep
@@ -134,6 +136,16 @@ def named_sites(student: nn.Module, teacher: nn.Module, match: Sequence[str] | N
         raise conv_error("recover", "matched modules must give the same shapes", also=ValueError,
                          got={"match": repr(first), "student": ours[first], "model": theirs[first]})  # fmt: skip
     return tuple(name for name in names if name not in wrong)
+
+
+def matched(made: Plan, student: nn.Module, teacher: nn.Module, feed: Feed) -> list[str]:
+    """What a plan edited, and can be compared: not what has lost channels, but what reads those that are left."""
+    names = {*made.matches, *(name for edit in made.edits for name, text in edit.also if not text.startswith("norm("))}
+    few = next(iter(feed.batches(2))).rows(slice(2))
+    known = [name for name in sorted(names) if name in _modules(student) and name in _modules(teacher)]
+    with evaluating(student), evaluating(teacher), torch.no_grad():
+        ours, theirs = _shapes(student, known, few), _shapes(teacher, known, few)
+    return [name for name in known if ours[name] == theirs[name]]
 
 
 def _rewritten(student: nn.Module, teacher: nn.Module, batch: Batch) -> list[str]:

@@ -54,7 +54,9 @@ class Surroundings:
         """Of the network after an edit; `channels` where the edit says what they are then."""
         known = self.__dict__.get("channels", self.given)
         same = None if isinstance(known, str) else known
-        return replace(self, model=model, given=channels or same, columns=dict(self.columns))
+        verdicts = {} if channels else self.verdicts
+        return replace(self, model=model, given=channels or same, columns=dict(self.columns), verdicts=verdicts,
+                       orders={})  # fmt: skip
 
     def moved(self, one: Also, tensors: dict[str, Tensors], other: Also, others: dict[str, Tensors]) -> float | str:
         """How far the outputs of two changed copies of the network are apart, or what went wrong."""
