@@ -32,6 +32,7 @@ from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import convs, parse
 from reconv.surgery import find_sites
 from reconv.surgery.clone import clone
+from reconv.surgery.norms import reestimate
 from reconv.surgery.outputs import distance
 from reconv.surgery.sites import chosen
 
@@ -383,6 +384,7 @@ DATA = grid(40, 3, 11, 13)
 )  # fmt: skip
 def test_a_met_budget_holds_on_the_network_itself(budget, data):
     model, limits = network(), Budget.of(budget).limits
+    reestimate(model, [Batch((DATA,))])  # as of a network that was trained on such data
     made = plan(model, IMAGE, budget, data, FAKE)
     student = apply(model, made, IMAGE)
     assert made.met
