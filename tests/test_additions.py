@@ -58,6 +58,7 @@ def test_what_is_not_served_says_why():
         ("3", "deform"): TRANSPOSED,
         ("0", "skip"): "deform stands there already, one addition a site",
         ("5", "skip"): "deform stands there already, one addition a site",
+        ("", "skip"): "its maps change their size: 11×13 to 23×27",  # the network as a whole
         ("*", "separable"): "it needs a budget, such as latency=0.5",
     }
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 from handmade import TEXTS, affine, distance, followed, input_of, make_site, rewritten, run, site_for
-from test_rules import CASES
+from test_rules import CASES, SMALLER
 
 from reconv.layers import build
 from reconv.ruleset import rules_named
 
-SMALLER = rules_named("smaller")
 FOLD, FUSE = rules_named("fold_batch_norm", "fuse_activation")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from handmade import distance, followed, make_site, randn, random, rewritten, site_for
+from handmade import distance, followed, make_site, randn, random, rewritten, run, site_for
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,7 +12,7 @@ from reconv.ruleset import RULES, Proposal, Rule, rules_named
 from reconv.spec import ConvSpec, output_shape
 from reconv.surgery.clone import clone
 from reconv.surgery.kin import change
-from reconv.surgery.sites import Site
+from reconv.surgery.sites import ConvCall, Site
 
 LENGTHS = (11, 12, 13)
 (EXPAND,) = rules_named("expand_branches")
@@ -62,7 +62,9 @@ def test_what_a_rule_offers_stands_in_the_place_of_any_convolution(rule):
 def check(rule: Rule, spec: ConvSpec) -> None:
     if rule.name == "fold_branches" and EXPAND.refuse(make_site(spec)):
         return
-    site = site_for(rule, spec)
+    shape = (2, spec.in_channels, *LENGTHS[: spec.spatial_dims])
+    call = ConvCall("conv", "Conv", spec, shape, spec.weight_shape, output_shape(spec, shape), torch.float64, 1)
+    site = site_for(rule, spec, calls=(call,))
     reason = rule.refuse(site)
     if reason is not None:
         assert isinstance(reason, str)
@@ -70,7 +72,7 @@ def check(rule: Rule, spec: ConvSpec) -> None:
         with pytest.raises(ConvError, match="the rule must be able to serve the site"):
             rule.propose(site)
         return
-    input = randn((2, spec.in_channels, *LENGTHS[: spec.spatial_dims]), random("input"))
+    input = randn(shape, random("input"))
     offered, full = list(rule.propose(site)), list(rule.full(site))
     for proposal in {*offered[:: max(1, len(offered) // 3)], *offered[-1:]}:
         stands(rule, site, proposal, input)
@@ -82,17 +84,10 @@ def stands(rule: Rule, site: Site, proposal: Proposal, input: Tensor) -> float:
     """How far what is offered is from what is there, each with what follows it in the network."""
     if proposal.also:
         return in_a_network(rule, site, proposal, input)
-    was = rewritten_by_nothing(site, input)
-    now = rewritten(rule, site, proposal, input)
+    was, now = run(site.block, site.tensors, input), rewritten(rule, site, proposal, input)
     assert now.shape == was.shape, proposal.block
     was = followed(site, was) if proposal.absorbs else was
     return distance(was, now) if float(was.norm()) > 1e-9 else 0.0
-
-
-def rewritten_by_nothing(site: Site, input: Tensor) -> Tensor:
-    from handmade import run
-
-    return run(site.block, site.tensors, input)
 
 
 def in_a_network(rule: Rule, site: Site, proposal: Proposal, input: Tensor) -> float:
