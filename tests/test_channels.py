@@ -188,7 +188,7 @@ def test_all_channels_kept_is_the_same_network(make):
     assert proposal.block == site.block
     assert PRUNE.init(site, proposal).error == 0
     with torch.no_grad():
-        assert torch.equal(made(net, site, proposal)(INPUT), net(INPUT))
+        assert torch.allclose(made(net, site, proposal)(INPUT), net(INPUT), rtol=1e-5, atol=1e-5)  # by other kernels
 
 
 @pytest.mark.parametrize("data", [False, True], ids=["by weights", "by samples"])
