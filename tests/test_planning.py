@@ -24,8 +24,9 @@ from reconv.planning.budget import Budget, Limit
 from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
-from reconv.planning.search import cheapest, choose
-from reconv.planning.table import Candidate, _spread
+from reconv.planning.search import beyond, cheapest, choose
+from reconv.planning.table import Candidate, _spread, _worth_fitting
+from reconv.planning.together import beyond_sums
 from reconv.rewriting.apply import apply
 from reconv.ruleset import Separable, rules_named
 from reconv.ruleset.rule import Proposal, Weights
@@ -238,6 +239,50 @@ def test_nothing_to_choose_from():
     assert choose({}, {"latency": 1.0}) == {}
 
 
+def _pruned(site: str, reader: str, out: int, read: int) -> Edit:
+    also = ((reader, f"ic{out}oc{read}k3p1"),)
+    return Edit(site, "prune_channels", parse(f"ic8oc{out}k3p1"), 0.1, 1.0, also=also)
+
+
+PRUNED = {"a": _pruned("a", "b", 4, 8), "b": _pruned("b", "c", 4, 8), "c": _pruned("c", "d", 4, 8)}
+
+
+def _macs(name: str, text: str) -> dict[str, float]:
+    return dict.fromkeys(COSTS, float(parse(text).in_channels * parse(text).out_channels))
+
+
+def test_edits_that_share_a_module_say_what_the_sum_does_not():
+    apart = beyond_sums(PRUNED.values(), lambda name: "ic8oc8k3p1", _macs)
+    # half of the inputs and half of the outputs of 64 leave 16, where each alone takes 32 off
+    assert apart == {(PRUNED["a"], PRUNED["b"]): dict.fromkeys(COSTS, 16.0),
+                     (PRUNED["b"], PRUNED["c"]): dict.fromkeys(COSTS, 16.0)}  # fmt: skip
+
+
+@pytest.mark.parametrize("limit, taken", [(192, ""), (128, "a"), (96, "ac"), (80, "ab"), (64, "abc"), (63, None)])
+def test_a_choice_counts_what_edits_share(limit, taken):
+    # 64 a site; an edit takes 32 off its own and 32 off the next one, which give back 16 where both do
+    now = dict.fromkeys(COSTS, 64.0)
+    halved = {"a": (0.0, 0.1), "b": (0.0, 0.3), "c": (32.0, 0.2)}
+    table = {n: [Candidate(n, None, now), Candidate(n, PRUNED[n], dict.fromkeys(COSTS, cost), error)]
+             for n, (cost, error) in halved.items()}  # fmt: skip
+    pairs = (("a", "b"), ("b", "c"))
+    apart = {(PRUNED[x], PRUNED[y]): dict.fromkeys(COSTS, 16.0) for x, y in pairs}
+    found = choose(table, {"latency": limit}, apart=apart)
+    assert taken == (None if found is None else "".join(n for n, c in found.items() if c.edit))
+    if found is not None:
+        spent = sum(c.latency_ms for c in found.values()) + beyond(found, apart).get("latency", 0.0)
+        assert spent <= limit
+    least = cheapest(table, ["latency"], apart)
+    assert [c.edit is not None for c in least.values()] == [True, True, True]
+
+
+def test_the_cheapest_leaves_out_what_others_made_worthless():
+    now = dict.fromkeys(COSTS, 64.0)
+    table = {n: [Candidate(n, None, now), Candidate(n, PRUNED[n], dict.fromkeys(COSTS, 40.0))] for n in "ab"}
+    apart = {(PRUNED["a"], PRUNED["b"]): dict.fromkeys(COSTS, 30.0)}
+    assert [c.edit is not None for c in cheapest(table, ["latency"], apart).values()] == [True, False]
+
+
 def test_the_cheapest_is_relative_to_each_site():
     rows = [
         Candidate("a", None, {"latency": 10.0, "params": 1.0}),
@@ -316,6 +361,19 @@ def test_statistics_of_a_batch_do_not_count_as_an_edits_error():
     assert probe.moved(as_it_is, probe.outputs) > 0.1
     assert probe.moved(answers(1.0), as_it_is) == 0
     assert probe.moved(answers(0.5), as_it_is) < 1e-4  # which the batch norm takes back
+
+
+def test_a_form_has_a_few_of_its_sizes_fitted():
+    def row(rule: str, middle: int, ms: float) -> Any:
+        block = parse(f"ic64oc{middle}k1x1nb -> ic{middle}oc64k1x1")
+        return Proposal(rule, block), {"latency": ms, "macs": 128.0 * middle, "params": 128.0 * middle}
+
+    sizes = [row("r", middle, ms) for middle, ms in ((8, 1.0), (16, 3.0), (24, 2.0), (32, 2.5), (40, 2.75), (48, 4.0))]
+    # 16 took longer than the larger 24; of the rest both ends and one between
+    assert _worth_fitting(sizes, ["latency"]) == [sizes[0], sizes[3], sizes[5]]
+    assert _worth_fitting([*sizes[:2], row("s", 24, 2.0)], ["latency"]) == [*sizes[:2], row("s", 24, 2.0)]
+    assert _worth_fitting(sizes[:3], ["latency", "macs"]) == [sizes[0], sizes[2], sizes[1]]
+    assert _worth_fitting(sizes[:3], []) == sizes[:3]
 
 
 BLOCKS = [parse(f"ic4oc{n}k1x1") for n in range(1, 13)]
