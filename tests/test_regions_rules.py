@@ -1,5 +1,8 @@
 """Rules on whole modules: the same function in a simpler form, or with more to learn; planned, saved, applied."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from fakes import FakeTarget
@@ -17,7 +20,7 @@ from reconv.rewriting.apply import apply
 from reconv.rewriting.store import load, save_run
 from reconv.ruleset import rules_named
 from reconv.spec import convs, parse
-from reconv.surgery import find_regions
+from reconv.surgery import find_regions, find_sites
 from reconv.surgery.outputs import distance
 
 FOLD, MERGE, SKIP, DENSE = rules_named("fold_branches", "merge_linear", "skip", "dense")
@@ -471,3 +474,14 @@ def test_timms_blocks_fold(name, pattern, edits):
     assert len(made.edits) == edits, (library, made.refusals)
     assert distance(made.model(x), model(x)) <= 1e-4
     assert all(len(list(convs(e.block))) == 1 for e in made.edits)
+
+
+def test_rules_keep_no_network_alive():
+    sites = find_sites(nn.Sequential(conv(3, 4, 3), conv(4, 4, 1)).float(), torch.zeros(1, 3, 7, 6)).sites
+    assert sites[0].around
+    alive = weakref.ref(sites[0].around.model)
+    for rule in (FOLD, MERGE):
+        rule.refuse(sites[0])
+    del sites
+    gc.collect()
+    assert alive() is None

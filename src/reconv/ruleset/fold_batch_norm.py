@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reconv.errors import conv_error
 from reconv.ruleset.canonical import dense_weight, float64, relative_error, rounded, torch_weight
+from reconv.ruleset.linear import inside
 from reconv.ruleset.offers import bad_tensors, foreign, must_serve
 from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
@@ -126,9 +127,9 @@ def _scale_chain(chain: Chain, tensors: Tensors, scale: Tensor, shift: Tensor | 
     parts = list(chain.blocks)
     last = _last_computing(chain)
     for position in range(len(parts) - 1, last, -1):
-        places = _places(parts[position], _inside(tensors, position), len(scale)).to(scale.device)
+        places = _places(parts[position], inside(tensors, position), len(scale)).to(scale.device)
         scale, shift = scale[places], None if shift is None else shift[places]
-    parts[last], changed = scale_output(parts[last], _inside(tensors, last), scale, shift)
+    parts[last], changed = scale_output(parts[last], inside(tensors, last), scale, shift)
     return Chain(*parts), {**tensors, **_under(changed, last)}
 
 
@@ -143,7 +144,7 @@ def _scale_branches(block: Branches, tensors: Tensors, scale: Tensor, shift: Ten
         shifts = [None] * count if shift is None else shift.split(sizes)
     branches, result = [], dict[str, Tensor]()
     for position, branch in enumerate(block.blocks):
-        branch, changed = scale_output(branch, _inside(tensors, position), scales[position], shifts[position])
+        branch, changed = scale_output(branch, inside(tensors, position), scales[position], shifts[position])
         branches.append(branch)
         result |= _under(changed, position)
     return Branches(*branches, join=block.join), result
@@ -177,11 +178,6 @@ def _places(part: Block, tensors: Tensors, channels: int) -> Tensor:
         case Shuffle():
             return torch.arange(channels).reshape(part.groups, -1).T.flatten().argsort()
     return tensors["index"].argsort()
-
-
-def _inside(tensors: Tensors, position: int) -> dict[str, Tensor]:
-    prefix = f"{position}."
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _under(tensors: Tensors, position: int) -> dict[str, Tensor]:

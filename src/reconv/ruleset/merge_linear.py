@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reconv.ruleset.linear import NotOneError, inside, linear
 from reconv.ruleset.simplify import Form, Simplification, simplified
-from reconv.spec import BatchNorm, Block, Branches, Chain, ConvSpec
+from reconv.spec import BatchNorm, Block, Branches, Chain, ConvSpec, convs
 from reconv.surgery.sites import Site
 
 NONE_FOLLOW = "no two convolutions follow each other with nothing but batch norms between"
@@ -46,18 +46,10 @@ def _several(run: Sequence[Block]) -> bool:
 def _shape(site: Site) -> tuple[int, ...]:
     if site.calls:
         return site.input_shape
-    first, *rest = _convs(site.block)
+    first, *rest = convs(site.block)
     least = sum(d * (k - 1) * s for c in (first, *rest) for k, d, s in zip(
         c.kernel_size, c.dilation, c.stride, strict=True))  # fmt: skip
     return (1, first.in_channels, *[LENGTH + least] * first.spatial_dims)
-
-
-def _convs(block: Block) -> Iterator[ConvSpec]:
-    if isinstance(block, ConvSpec):
-        yield block
-    elif isinstance(block, Chain | Branches):
-        for part in block.blocks:
-            yield from _convs(part)
 
 
 def _why_not(block: Block, tensors: dict[str, Tensor]) -> str:

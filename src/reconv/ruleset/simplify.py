@@ -5,6 +5,8 @@ Forms are chosen from shapes alone; weights are computed only when they are aske
 
 from __future__ import annotations
 
+import operator
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -197,6 +199,7 @@ class Simplification(ABC):
     group = "exact"
     source: str
     whole = True  # it serves whole modules, too
+    _last: tuple[weakref.ref[Site], tuple[Tensor, ...], Form | str] | None = None
 
     @abstractmethod
     def form(self, site: Site) -> Form | str:
@@ -209,14 +212,20 @@ class Simplification(ABC):
         return form if isinstance(form, str) else None
 
     def known(self, site: Site) -> Form | str:
-        """`form(site)`, which a rule is asked for several times in a row."""
+        """`form(site)`, which a rule is asked for several times in a row; kept as long as the site is."""
         tensors = tuple(site.tensors.values())
-        site_then, tensors_then, form = getattr(self, "_last", (None, (), ""))
-        same = site_then is site and len(tensors) == len(tensors_then)
-        if not same or any(a is not b for a, b in zip(tensors, tensors_then, strict=True)):
-            form = self.form(site)
-            self._last = site, tensors, form
+        if self._last is not None:
+            asked, then, form = self._last
+            if asked() is site and len(then) == len(tensors) and all(map(operator.is_, then, tensors)):
+                return form
+        form = self.form(site)
+        self._last = weakref.ref(site, self._forget), tensors, form
         return form
+
+    def _forget(self, site: weakref.ref[Site]) -> None:
+        """A rule outlives networks, and must not keep their tensors."""
+        if self._last is not None and self._last[0] is site:
+            self._last = None
 
     def propose(self, site: Site) -> Iterable[Proposal]:
         return self.full(site)
