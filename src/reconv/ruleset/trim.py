@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import Tensor
+
 from reconv.ruleset.additions import cut
 from reconv.ruleset.dead_channels import without_dead
 from reconv.ruleset.offers import foreign, must_serve, unfit
@@ -70,7 +72,9 @@ class Trim:
     def _made(self, site: Site) -> tuple[Proposal, Weights]:
         """The convolution without its borders, and all that has its channels without those that are dead."""
         dead = without_dead(site)
-        spec, tensors, also, others = site.spec, dict(site.tensors), (), {}
+        spec, tensors = site.spec, dict(site.tensors)
+        also: tuple[tuple[str, str], ...] = ()
+        others: dict[str, dict[str, Tensor]] = {}
         if dead is not None:
             spec, tensors = ConvSpec.parse(dead.texts[site.name]), dict(dead.tensors[site.name])
             also = tuple((name, text) for name, text in dead.texts.items() if name != site.name)
