@@ -40,7 +40,8 @@ FOLLOWED = {  # what must follow a site for these rules
     "fuse_activation": {"activation": "relu", "activation_kind": "relu"},
 }
 # what a rule is tried on where it refuses the usual convolution
-TEXTS = {"low_rank_pointwise": "ic6oc8k1x1s2", "subpixel": "ic6oc8k3x3s2p1top1"}
+TEXTS = {"low_rank_pointwise": "ic6oc8k1x1s2", "subpixel": "ic6oc8k3x3s2p1top1",
+         "atrous": "ic6oc8k3x3s2p1"}  # fmt: skip
 SHAPES = {"kernel": (2, 7, 9, 8)}  # and of these rules a run: its batch, and as many lengths as it has dimensions
 
 
@@ -94,6 +95,7 @@ MADE = {  # these rules ask for a certain block
     "merge_linear": _mixed_after,
     "trim": _bordered,
     "prune_channels": _in_a_network,
+    "atrous": _in_a_network,
 }
 
 

@@ -86,15 +86,19 @@ class RuleCase:
         shape = (2, 3, *(11, 9, 7)[: self.dims])
         return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(self.dtype)
 
-    def build(self, kernel_size: int = 3, with_norm: bool = True, transposed: bool = False) -> nn.Module:
+    def build(self, kernel_size: int = 3, with_norm: bool = True, transposed: bool = False,
+              strided: bool = False) -> nn.Module:  # fmt: skip
         """The network, in evaluation. `with_norm`: a batch norm follows the convolution, else the ReLU at once.
 
-        transposed: the convolution is transposed, of stride 2, wherever there is such a one.
+        transposed: the convolution is transposed, of stride 2, wherever there is such a one. strided: it has a stride
+        wherever it can, and a kernel behind it.
         """
         with torch.random.fork_rng():
             torch.manual_seed(0)
             size: dict[str, Any] = {"kernel_size": kernel_size, "padding": kernel_size // 2}
             if transposed := self.transposed or (transposed and self.may_be_transposed):
+                size["stride"] = 2
+            if strided and self.options.get("padding") != "same":
                 size["stride"] = 2
             conv = _conv(self.dims, transposed)(CHANNELS, self.out_channels, **size | self.options)
             if self.weight_norm:
@@ -102,6 +106,8 @@ class RuleCase:
             two = self.network is TwoNorms
             norms = [_norm(self.dims, self.out_channels) if on else nn.ReLU() for on in (with_norm or two, two)]
             made = self.network(conv, norms, CHANNELS, self.dims, self.out_channels)
+            if strided:
+                made.head = _conv(self.dims)(self.out_channels, 5, 3, padding=1)
         return made.to(self.dtype).eval()
 
     @property
@@ -164,6 +170,7 @@ class RuleRow:
              kernel_size, with_norm, transposed: of the network it is shown on.
              first: the rule whose block it takes back.
              elsewhere: in these cases it is the stem at which the convolution in question is rewritten, with a reason.
+             strided: whether it is shown on a convolution with a stride; said: of what is exact.
     """
 
     cells: dict[str, Refused] = field(default_factory=dict)
@@ -174,6 +181,8 @@ class RuleRow:
     transposed: bool = False
     first: str | None = None
     elsewhere: dict[str, str] = field(default_factory=dict)
+    strided: bool = False
+    said: str = "exact"
 
     def cell(self, case: str) -> str:
         """What the table says: "exact", "error ≤ x" or "refused: reason"."""
@@ -181,7 +190,7 @@ class RuleRow:
             return f"refused: {self.cells[case].reason}"
         bound = "" if self.rank is None else f"error ≤ {self.rank:g}"
         there = "at the stem" if case in self.elsewhere else ""
-        return ", ".join(part for part in ("exact" if self.exact else "", bound, there) if part)
+        return ", ".join(part for part in (self.said if self.exact else "", bound, there) if part)
 
 
 FUNCTIONAL = {"functional conv": Refused("functional convolution: there is no module to swap", never=False)}
@@ -229,4 +238,9 @@ RULE_TABLE = {
     "dense": _row(),
     "widen_kernel": _row(),
     "dilate_branch": _row(),
+    "atrous": _row({
+        EVEN: "its stride is 1, and no other stride stands before it",
+        TRANSPOSED: "transposed: its stride makes its map finer already",
+        "control flow": "the forward pass decides by values, so that its positions are not certain",
+    }, strided=True, said="equal at the old positions"),
 }  # fmt: skip

@@ -18,8 +18,8 @@ from reconv.planning.plan import Edit, Plan
 from reconv.ruleset import RULES, Rule, rule_named
 from reconv.ruleset.refine import started
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import Block
-from reconv.surgery import Site, applied, clone, swap
+from reconv.spec import Block, ConvSpec
+from reconv.surgery import Site, applied, clone, find_sites, swap
 from reconv.surgery.find import affine
 from reconv.surgery.kin import Also, aliases, change
 from reconv.surgery.norms import after_normalising, reestimate, settle
@@ -122,6 +122,8 @@ def apply_edits(
         model = place(model, site.names, edit.block, weights.tensors, edit.absorbs, edit.also, weights.also)
         now[edit.site] = site.after(edit.block, dict(weights.tensors), edit.absorbs)
         now |= _beside(model, now, edit)
+        if around and _stretches(sites[edit.site], edit):
+            now = _run_again(model, now, around)
         around = around and around.later(model, weights.channels)
         before.append(now[edit.site])
     return model, now
@@ -140,12 +142,25 @@ def _beside(model: nn.Module, sites: Mapping[str, Site], edit: Edit) -> dict[str
     return changed
 
 
+def _stretches(site: Site, edit: Edit) -> bool:
+    """Whether the maps behind a site become longer or shorter."""
+    old, new = site.block, edit.block
+    pools = any("pool(" in text for _, text in edit.also)
+    return pools or (isinstance(old, ConvSpec) and isinstance(new, ConvSpec) and old.stride != new.stride)
+
+
+def _run_again(model: nn.Module, sites: Mapping[str, Site], around: Surroundings) -> dict[str, Site]:
+    """The sites with their runs as they are now."""
+    calls = {site.name: site.calls for site in find_sites(model, around.inputs).sites}
+    return {name: replace(site, calls=calls.get(name, site.calls)) for name, site in sites.items()}
+
+
 def restat(model: nn.Module, edits: Iterable[Edit], rules: Sequence[Rule], batches: Iterable[Batch]) -> None:
     """Batch-norm statistics after edits, in place; where only stronger rules put norms in, the function stays."""
     groups = {rule.name: rule.group for rule in (*RULES, *rules)}
     batches = list(batches)
     settle(model, [edit.site for edit in edits if groups.get(edit.rule) == "stronger"], batches)
-    if any(groups.get(edit.rule) != "stronger" for edit in edits):
+    if any(groups.get(edit.rule) not in ("stronger", "denser") for edit in edits):
         reestimate(model, batches)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, Feed
 from reconv.errors import conv_error
-from reconv.planning.additions import ADDING, additions
+from reconv.planning.additions import ADDING, DENSER, additions
 from reconv.planning.budget import Budget
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.search import beyond, cheapest, choose
@@ -49,7 +49,8 @@ def plan(
     Every proposal of every rule is timed in its site's place, those on the front are probed for how far the network's
     output moves, a multiple-choice knapsack picks one a site, and the whole network is measured and the choice
     corrected until the budget holds. Nothing that measured slower is kept. Without a budget, rules of the groups
-    "stronger" and "denser" are applied wherever they are not refused, one a site, the first of them that serves it.
+    "stronger" and "denser" are applied wherever they are not refused, one a site, the first of them that serves it;
+    those of "denser" at the last site alone, unless `sites` names some.
 
     Args:    budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
              data: calibration inputs, on whose responses smaller layers are fitted; None: errors are measured on
@@ -74,9 +75,9 @@ def plan(
     bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites)
     base = spent_as_found(wholes.model, network, count) if wholes.edits else now
     planner = _Planner(bench, limits, now, base, _forced(rules, limits), progress or _silent)
-    outcome, tables = planner.search(rewriting if limits else [])
+    outcome, tables = planner.search([r for r in rewriting if r.group != DENSER] if limits else [])
     adding = [] if limits else [r for r in rewriting if r.group in ADDING]
-    outcome, unserved = planner.added(outcome, adding)
+    outcome, unserved = planner.added(outcome, adding, every=sites != "*")
     reasons = planner.unmet(outcome)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
     refusals += wholes.refusals
@@ -84,6 +85,9 @@ def plan(
         used = {edit.rule for edit in wholes.edits}
         refusals += [Refusal("*", r.name, "it needs a budget, such as latency=0.5") for r in rewriting
                      if r not in adding and r.name not in used]  # fmt: skip
+    if limits:
+        refusals += [Refusal("*", r.name, "it makes nothing cheaper: ask for it without a budget") for r in rewriting
+                     if r.group == DENSER]  # fmt: skip
     refusals += [*unserved, *_agreed(tables), *_exact_refusals(bench, outcome)]
     edits = bench.timed(outcome.edits, outcome.layout)
     bench.cache.close()
@@ -118,9 +122,9 @@ class _Planner:
                 best = self.corrected(tables[-1], start, best)
         return best, tables
 
-    def added(self, without: Outcome, rules: Sequence[Rule]) -> tuple[Outcome, list[Refusal]]:
+    def added(self, without: Outcome, rules: Sequence[Rule], every: bool) -> tuple[Outcome, list[Refusal]]:
         """The network with what these rules add, slower or not, in its fastest memory format; and their refusals."""
-        edits, refusals = additions(self.bench.sites.values(), rules)
+        edits, refusals = additions(list(self.bench.sites.values()), rules, every)
         if not edits:
             return without, refusals
         judged = [outcome for layout in self.bench.layouts if (outcome := self.bench.judge(edits, layout))]

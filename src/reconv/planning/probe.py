@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reconv.data import Batch, seeded
 from reconv.errors import conv_error
 from reconv.surgery import fresh, move_hooks
-from reconv.surgery.outputs import ratio, squared_distance, tensors_in
+from reconv.surgery.outputs import at_old_positions, ratio, squared_distance, tensors_in
 
 LEAST_FOR_STATISTICS = 16  # samples, under which a batch says too little about means and variances
 MEMORY = 256 * 2**20  # bytes of outputs that a `Prefix` may keep
@@ -34,10 +34,13 @@ class Probe:
                              got={"outputs": "NaN or Inf"} | ({"and so are": ", ".join(bad[:3])} if bad else {}),
                              do="Mend its weights first.", also=ValueError)  # fmt: skip
 
-    def error(self, student: nn.Module) -> float:
-        """‖student − teacher‖ / ‖teacher‖ of the outputs."""
+    def error(self, student: nn.Module, finer: bool = False) -> float:
+        """‖student − teacher‖ / ‖teacher‖ of the outputs; finer: at the positions that the teacher's have."""
         with torch.no_grad():
-            return self.moved([student(*fresh(batch.inputs)) for batch in self.batches], self.outputs)
+            answers = [student(*fresh(batch.inputs)) for batch in self.batches]
+        if finer:
+            answers = [at_old_positions(one, other) for one, other in zip(answers, self.outputs, strict=True)]
+        return self.moved(answers, self.outputs)
 
     def answers(self, model: nn.Module, norm: nn.Module | None, prefix: Prefix) -> list[Any]:
         """What `model` gives for each batch.

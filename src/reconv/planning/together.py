@@ -111,13 +111,23 @@ def beyond_sums(edits: Iterable[Edit], now: Callable[[str], str],
 
 def _moved(now: str, before: str, after: str) -> str:
     """`now`, changed as `before` was to `after`."""
+    if "pool(" in now:  # grids are stretched
+        numbers = zip(*(map(int, _NUMBERS.findall(text)) for text in (now, before, after)), strict=True)
+        stretched = iter([n * a // b if b else n for n, b, a in numbers])
+        return _NUMBERS.sub(lambda _: str(next(stretched)), now)
     if "(" in now:
         numbers = zip(*(map(int, _NUMBERS.findall(text)) for text in (now, before, after)), strict=True)
         moved = iter([n + a - b for n, b, a in numbers])
         return _NUMBERS.sub(lambda _: str(next(moved)), now)
     here, old, new = map(ConvSpec.parse, (now, before, after))
-    return str(narrowed_spec(here, here.in_channels + new.in_channels - old.in_channels,
-                             here.out_channels + new.out_channels - old.out_channels))  # fmt: skip
+    moved = narrowed_spec(here, here.in_channels + new.in_channels - old.in_channels,
+                          here.out_channels + new.out_channels - old.out_channels)  # fmt: skip
+    return str(moved.replace(
+        stride=[n * b // a for n, b, a in zip(here.stride, new.stride, old.stride, strict=True)],
+        dilation=[n * b // a for n, b, a in zip(here.dilation, new.dilation, old.dilation, strict=True)],
+        padding=[tuple(n * b // a if a else n for n, b, a in zip(*ends, strict=True))
+                 for ends in zip(here.padding, new.padding, old.padding, strict=True)],
+    ))  # fmt: skip
 
 
 def parameters(text: str, norm_affine: bool = True, bias: bool = True) -> int:

@@ -166,7 +166,8 @@ class Workbench:
         best = min(range(len(variants)), key=lambda i: timings[i].median_ms)
         chosen, model = variants[best]
         median = timings[best].median_ms
-        return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, self.probe.error(model),
+        error = self.probe.error(model, self.finer(asked))
+        return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, error,
                        counted=counted, asked=asked)  # fmt: skip
 
     def with_exact(self, student: nn.Module, sites: Mapping[str, Site], edits: Sequence[Edit]) -> nn.Module:
@@ -218,10 +219,19 @@ class Workbench:
 
     def timed(self, edits: Sequence[Edit], layout: str) -> tuple[Edit, ...]:
         """The edits with the latency of each measured."""
+        sites = {e.site: self._site_of(e) for e in edits}
+        if self.finer(edits):  # the others run on finer maps
+            mine = [e for e in edits if not (e.whole or self.is_exact(e))]
+            sites |= apply_edits(clone(self.original), self.everywhere, mine, self.fit)[1]
         return tuple(
             e if e.latency_ms is not None
-            else replace(e, latency_ms=self.latency(e.block, self._site_of(e), layout)) for e in edits
+            else replace(e, latency_ms=self.latency(e.block, sites[e.site], layout)) for e in edits
         )  # fmt: skip
+
+    def finer(self, edits: Sequence[Edit]) -> bool:
+        """Whether maps become finer by these edits."""
+        denser = {rule.name for rule in self.rules if rule.group == "denser"}
+        return any(edit.rule in denser for edit in edits)
 
 
 def _may_be_slower(rule: Rule) -> bool:

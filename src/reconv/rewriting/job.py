@@ -23,7 +23,7 @@ from reconv.rewriting.recovery import recover
 from reconv.rewriting.teacher import matched
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
-from reconv.surgery.outputs import ratio, squared_distance
+from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
 from reconv.targets import Target, get_target, layout_of, time_networks, to_layout
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
@@ -104,7 +104,7 @@ def rewrite(
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
     student = to_layout(student, made.layout)  # which trains faster, too
-    exact = {rule.name for rule in (*RULES, *found) if rule.group == "exact"}
+    exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
     changed = any(edit.rule not in exact for edit in made.edits)
     if changed and train is not None and held is not None and epochs > 0:
         student = recover(student, model, train, epochs, evaluate, held, seed, example_inputs=inputs,
@@ -116,7 +116,8 @@ def rewrite(
     asked = _latency_counts(limits) if limits else not any(edit.rule in adding for edit in made.edits)
     made, student, latency_ratio = _measured(model, student, made, limits, inputs, engine, asked)
     scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
-    error = held_error(model, student, held) if held is not None else None
+    finer = any(rule.group == "denser" and rule.name in {e.rule for e in made.edits} for rule in found)
+    error = held_error(model, student, held, finer) if held is not None else None
     if error is not None and made.edits:
         made = _judged(made, limits, "error", error)
     config = {"rules": [r.name for r in found], "budget": made.budget, "target": made.target, "epochs": epochs,
@@ -203,11 +204,12 @@ def _latency_counts(budget: Budget) -> bool:
     return not budget or "latency" in budget
 
 
-def held_error(model: nn.Module, student: nn.Module, held: Feed) -> float:
-    """Distance of the outputs over the held-out data."""
+def held_error(model: nn.Module, student: nn.Module, held: Feed, finer: bool = False) -> float:
+    """Distance of the outputs over the held-out data; finer: at the positions that the model's have."""
     teacher, apart, size = clone(model).eval(), 0.0, 0.0
     with torch.no_grad():
         for batch in held.batches():
-            a, s = squared_distance(student(*fresh(batch.inputs)), teacher(*fresh(batch.inputs)))
+            ours, theirs = student(*fresh(batch.inputs)), teacher(*fresh(batch.inputs))
+            a, s = squared_distance(at_old_positions(ours, theirs) if finer else ours, theirs)
             apart, size = apart + a, size + s
     return ratio(apart, size)

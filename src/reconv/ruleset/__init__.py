@@ -8,6 +8,7 @@ from typing import Any
 
 from reconv.errors import conv_error
 from reconv.ruleset.asymmetric import Asymmetric
+from reconv.ruleset.atrous import Atrous
 from reconv.ruleset.bottleneck import Bottleneck
 from reconv.ruleset.combined import Combined
 from reconv.ruleset.deform import Deformable
@@ -45,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     Remove(), PruneChannels(), Combined(),
     SqueezeExcite(), PointwiseAfter(), MultiSize(), ExpandBranches(), Deformable(), Skip(), Dense(), WidenKernel(),
     DilateBranch(),
+    Atrous(),
 )  # fmt: skip
 GROUPS = ("exact", "smaller", "stronger", "denser")
 

@@ -1,10 +1,13 @@
-"""`trim`: borders of zeros cut off the kernel."""
+"""`trim`: borders of zeros cut off the kernel, and channels that do nothing taken out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import Tensor
+
 from reconv.ruleset.additions import cut
+from reconv.ruleset.dead_channels import without_dead
 from reconv.ruleset.offers import foreign, must_serve, unfit
 from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
@@ -19,18 +22,27 @@ class Trim:
 
         w'[o, c, k] = w[o, c, k + n];    lo' = lo − d·n_lo, hi' = hi − d·n_hi
 
-    Exact. A border stays where there is no padding that could go with it, since padding cannot be negative.
+    Exact. A border stays where there is no padding that could go with it, since padding cannot be negative. A channel
+    goes, from all modules that have it, where nothing reads it (its weights are zero in all that take it), or where
+    nothing makes it depend on the input (all weights that give it are zero) and the biases of its readers can do what
+    its constant does: where that is 0 behind norm and activation, or no zeros are padded to it.
 
-    Source:  what `widen_kernel` (Ding et al. 2022, arXiv:2203.06717) puts in, taken back
+    Source:  what `widen_kernel` (Ding et al. 2022, arXiv:2203.06717) puts in, taken back; channels that training has
+             made zero: Liu et al. 2017 (network slimming), arXiv:1708.06519
     """
 
     name = "trim"
     group = "exact"
-    source = "Ding et al. 2022, arXiv:2203.06717, taken back"
+    source = "Ding et al. 2022, arXiv:2203.06717, taken back; Liu et al. 2017, arXiv:1708.06519"
 
     def refuse(self, site: Site) -> str | None:
-        if reason := unfit(site):
+        reason = unfit(site)
+        if reason or not (reason := self._bordered(site)):
             return reason
+        return None if without_dead(site) else reason
+
+    def _bordered(self, site: Site) -> str | None:
+        """Why no border can go."""
         if site.spec.pointwise:
             return "1×1: its kernel has no border"
         if "weight" not in site.tensors or not bool(site.weight.any()):
@@ -48,14 +60,31 @@ class Trim:
     def full(self, site: Site) -> tuple[Proposal, ...]:
         """The only proposal there is."""
         must_serve(self, site)
-        return (Proposal(self.name, cut(site.spec, *_removable(site.spec, _zero_borders(site)))),)
+        return (self._made(site)[0],)
 
     def init(self, site: Site, proposal: Proposal, activations: Responses | None = None) -> Weights:
-        if proposal not in self.full(site):
+        must_serve(self, site)
+        mine, weights = self._made(site)
+        if proposal != mine:
             raise foreign(self, site, proposal)
-        low, high = _removable(site.spec, _zero_borders(site))
-        inner = [slice(a, k - b) for k, a, b in zip(site.spec.kernel_size, low, high, strict=True)]
-        return Weights({**site.tensors, "weight": site.weight[:, :, *inner].clone()}, error=0.0)
+        return weights
+
+    def _made(self, site: Site) -> tuple[Proposal, Weights]:
+        """The convolution without its borders, and all that has its channels without those that are dead."""
+        dead = without_dead(site)
+        spec, tensors = site.spec, dict(site.tensors)
+        also: tuple[tuple[str, str], ...] = ()
+        others: dict[str, dict[str, Tensor]] = {}
+        if dead is not None:
+            spec, tensors = ConvSpec.parse(dead.texts[site.name]), dict(dead.tensors[site.name])
+            also = tuple((name, text) for name, text in dead.texts.items() if name != site.name)
+            others = {name: dead.tensors[name] for name, _ in also}
+        if self._bordered(site) is None:
+            low, high = _removable(site.spec, _zero_borders(site))
+            inner = [slice(a, k - b) for k, a, b in zip(spec.kernel_size, low, high, strict=True)]
+            spec, tensors["weight"] = cut(spec, low, high), tensors["weight"][:, :, *inner].clone()
+        channels = None if dead is None else dead.channels
+        return Proposal(self.name, spec, also=also), Weights(tensors, 0.0, others, channels)
 
 
 def _zero_borders(site: Site) -> Ends:

@@ -188,7 +188,7 @@ class _Follower(TorchDispatchMode):
         outs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         if name in MOVES:
             self.moved(name, func, args, kwargs, outs)
-        elif name in POINTWISE or _pointwise(func):
+        elif name in POINTWISE or is_pointwise(func):
             self.pointwise(name, [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)], outs)
         elif name.startswith(SPATIAL):
             self.spatial(name, args, outs)
@@ -351,7 +351,7 @@ def _channel_axis(kind: str, module: nn.Module, x: Tensor) -> int:
     return 1 if kind == "norm" else x.ndim - 1 - len(module.kernel_size)  # type: ignore[arg-type]
 
 
-def _pointwise(func: Any) -> bool:
+def is_pointwise(func: Any) -> bool:
     packet = func._overloadpacket
     return any(torch.Tag.pointwise in getattr(packet, each).tags for each in packet.overloads())
 

@@ -49,6 +49,16 @@ def distance(student: Any, teacher: Any) -> float:
     return ratio(apart, size)
 
 
+def at_old_positions(output: Any, teacher: Any) -> list[Tensor]:
+    """The tensors of a network whose maps became finer, at the positions that its teacher's have."""
+    finer, coarse = tensors_in(output), tensors_in(teacher)
+    if [t.ndim for t in finer] != [t.ndim for t in coarse]:
+        return finer
+    steps = [[max(1, -(-now // n)) if n else 1 for now, n in zip(f.shape, c.shape, strict=True)]
+             for f, c in zip(finer, coarse, strict=True)]  # fmt: skip
+    return [t[tuple(slice(None, None, step) for step in each)] for t, each in zip(finer, steps, strict=True)]
+
+
 def ratio(apart: float, size: float) -> float:
     """The relative distance of its two squared parts; 0 / 0 is 0."""
     if size == 0:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from reconv.data import Batch, seeded
 from reconv.errors import ConvError
 from reconv.surgery.channels import channels_of
-from reconv.surgery.clone import clone, fresh
+from reconv.surgery.clone import applied, clone, fresh
 from reconv.surgery.coupled import Channels
+from reconv.surgery.grids import Grids, grids_of
 from reconv.surgery.kin import Also, Tensors, change
 from reconv.surgery.norms import evaluating
 from reconv.surgery.outputs import distance
@@ -45,6 +46,18 @@ class Surroundings:
             return self.given
         with evaluating(self.model), seeded(0):
             return channels_of(self.model, self.inputs)
+
+    @cached_property
+    def zero_columns(self) -> bool:
+        """Whether a convolution or linear layer has an input without any weight."""
+        layers = [m for m in self.model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)]
+        weights = [applied(m)["weight"].ne(0) for m in layers]
+        return any(not bool(w.transpose(0, axis).flatten(1).any(1).all()) for w in weights for axis in (0, 1))
+
+    @cached_property
+    def grids(self) -> Grids | str:
+        with evaluating(self.model), seeded(0):
+            return grids_of(self.model, self.inputs)
 
     def on(self, batches: Sequence[Batch]) -> Surroundings:
         """The same, with calibration data."""
