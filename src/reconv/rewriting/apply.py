@@ -59,8 +59,8 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
     edits = [e for e in plan.edits if not (e.whole or _exact(e, rules))]
     lessons = None if feed is None else Lessons(clone(student).eval(), samples_for(feed, sites, seed))
     student, sites = apply_edits(student, sites, edits, Fit(rules, lessons))
-    if edits and feed is not None:
-        restat(student, edits, rules, feed.head(STATISTICS, seed))
+    if edits and feed is not None and lessons is not None:
+        restat(student, lessons.teacher, edits, rules, feed.head(STATISTICS, seed))
     return student, sites
 
 
