@@ -20,7 +20,7 @@ from reconv.surgery.norms import Moments, evaluating, update
 class Following:
     """The batch norms of a rewritten network hold the original's statistics, moved as the values that they meet did.
 
-        μ' = μ + (m − m₀),    σ'² + ε = (σ² + ε) · (v + ε) / (v₀ + ε)
+        σ'² + ε = (σ² + ε) · (v + ε) / (v₀ + ε),    μ' = m + (μ − m₀) · √(σ'² + ε) / √(σ² + ε)
 
     μ, σ²: the original's;    m₀, v₀ and m, v: mean and variance that both norms meet on the same batches
 
@@ -85,7 +85,7 @@ class Following:
             return update(norm, now)
         (mean, var), eps = self.held[name][:, kept], norm.eps
         ratio = (now.deviations / now.count + eps) / (then.deviations / then.count + eps)
-        norm.running_mean.copy_(mean + (now.mean - then.mean))
+        norm.running_mean.copy_(now.mean + (mean - then.mean) * ratio.sqrt())
         norm.running_var.copy_(((var + eps) * ratio - eps).clamp(min=0))
         return True
 
