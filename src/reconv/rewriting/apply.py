@@ -17,7 +17,7 @@ from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.targets import to_layout
 
 CALIBRATION = 64  # samples to which weights are fitted
-STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
+STATISTICS = 512  # samples by which batch-norm statistics are moved
 
 
 def apply(
@@ -31,8 +31,8 @@ def apply(
 ) -> nn.Module:
     """A new network with the plan's edits, each started from the trained weights; `model` is untouched.
 
-    Args:    data: inputs on whose responses smaller layers are fitted, and from which batch-norm statistics are
-             re-estimated after layers changed; None: layers are fitted to the weights alone, statistics stay.
+    Args:    data: inputs on whose responses smaller layers are fitted, and on which batch-norm statistics follow
+             what the layers before them changed; None: layers are fitted to the weights alone, statistics stay.
              Batch norms that a stronger rule put in take them up, too, and compute what they did.
              rules: where the plan uses rules that are neither reconv's own nor an installed package's.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
@@ -51,7 +51,7 @@ def apply(
 
 def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
-    """The edits that change structure and values, with re-estimated statistics: what recovery starts from."""
+    """The edits that change structure and values, with statistics that follow: what recovery starts from."""
     student = apply_wholes(clone(model), plan.wholes, inputs, Fit(rules))
     found = find_sites(student, inputs).sites
     known = with_data(found, feed.head(CALIBRATION, seed)) if feed is not None else found
