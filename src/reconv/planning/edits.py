@@ -21,8 +21,9 @@ from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, ConvSpec
 from reconv.surgery import Site, applied, clone, find_sites, swap
 from reconv.surgery.find import affine
+from reconv.surgery.following import follow
 from reconv.surgery.kin import Also, aliases, change
-from reconv.surgery.norms import after_normalising, reestimate, settle
+from reconv.surgery.norms import after_normalising, settle
 from reconv.surgery.surroundings import Surroundings
 from reconv.targets import to_layout
 
@@ -155,13 +156,14 @@ def _run_again(model: nn.Module, sites: Mapping[str, Site], around: Surroundings
     return {name: replace(site, calls=calls.get(name, site.calls)) for name, site in sites.items()}
 
 
-def restat(model: nn.Module, edits: Iterable[Edit], rules: Sequence[Rule], batches: Iterable[Batch]) -> None:
+def restat(model: nn.Module, original: nn.Module, edits: Iterable[Edit], rules: Sequence[Rule],
+           batches: Iterable[Batch]) -> None:  # fmt: skip
     """Batch-norm statistics after edits, in place; where only stronger rules put norms in, the function stays."""
     groups = {rule.name: rule.group for rule in (*RULES, *rules)}
     batches = list(batches)
     settle(model, [edit.site for edit in edits if groups.get(edit.rule) == "stronger"], batches)
     if any(groups.get(edit.rule) not in ("stronger", "denser") for edit in edits):
-        reestimate(model, batches)
+        follow(model, original, batches)
 
 
 def current(model: nn.Module, sites: Mapping[str, Site]) -> dict[str, Site]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from reconv.data import Batch, Feed, seeded
-from reconv.planning.probe import LEAST_FOR_STATISTICS, batch_statistics
 from reconv.ruleset.responses import Responses, bounded, moment_bytes, most_patches
 from reconv.spec import ConvSpec
 from reconv.surgery import Site, fresh
+from reconv.surgery.following import Following, kept_statistics
 from reconv.surgery.norms import evaluating
 
 ROOM = 512 * 2**20  # bytes of moments that are kept at a time
@@ -47,25 +46,28 @@ class Lessons:
     def responses(self, student: nn.Module, site: Site, before: Sequence[Site]) -> Responses | None:
         """Moments of the student's inputs at a site that is still as it was, and what its outputs fall short there.
 
-        Args:    before: the sites that the student has already rewritten; their batch norms go by the batch, as they
-                 will once they are re-estimated. Where teacher and student give maps of other sizes, or a site is
+        Args:    before: the sites that the student has already rewritten; their batch norms follow the original's, as
+                 they will in the end. Where teacher and student give maps of other sizes, or a site is
                  rewritten for the second time, the student's own output is what is to be kept.
         """
         if not served(site):
             return None
         seen = _empty(site)
         alone = not before or any(one.name == site.name for one in before)
-        norms = [n.name for one in before for n in (one.norms or ((one.norm,) if one.norm else ()))]
+        norms = {n.name for one in before for n in (one.norms or ((one.norm,) if one.norm else ()))}
+        following = Following(self.teacher)
         for number, batch in enumerate(self.batches):
             given: list[Tensor] = []
             if not alone:
-                _run(self.teacher, batch, [(site, _keeper(given))])
+                with following.listening(norms):
+                    _run(self.teacher, batch, [(site, _keeper(given))])
 
             def add(run: int, x: Tensor, y: Tensor, number: int = number, given: Sequence[Tensor] = given) -> None:
                 known = given[run] if run < len(given) and given[run].shape == y.shape else None
                 seen.add(x, None if known is None else known - y, self._share(site), seed=number)
 
-            _run(student, batch, [(site, add)], norms)
+            with kept_statistics(student, norms), following.leading(student, () if alone else norms):
+                _run(student, batch, [(site, add)])
         return seen
 
     def _share(self, site: Site) -> int:
@@ -129,8 +131,8 @@ class _Enough(BaseException):
 
 
 @seeded(0)  # the user's random numbers stay as they are
-def _run(model: nn.Module, batch: Batch, watched: Sequence[tuple[Site, Seen]], norms: Iterable[str] = ()) -> None:
-    """Runs a network on a batch, up to the last run of the watched sites; these batch norms go by the batch."""
+def _run(model: nn.Module, batch: Batch, watched: Sequence[tuple[Site, Seen]]) -> None:
+    """Runs a network on a batch, up to the last run of the watched sites."""
     left = sum(max(1, len(site.calls)) for site, _ in watched)
     handles = []
 
@@ -151,9 +153,7 @@ def _run(model: nn.Module, batch: Batch, watched: Sequence[tuple[Site, Seen]], n
         module = model.get_submodule(site.names[0] if site.names else site.name)
         handles.append(module.register_forward_hook(hook(seen), with_kwargs=True, prepend=True))
     try:
-        with torch.no_grad(), evaluating(model), ExitStack() as stack:
-            for name in norms if len(batch) >= LEAST_FOR_STATISTICS else ():
-                stack.enter_context(batch_statistics(model.get_submodule(name)))
+        with torch.no_grad(), evaluating(model):
             model(*fresh(batch.inputs))
     except _Enough:
         pass

@@ -149,7 +149,7 @@ class Workbench:
         student, sites = apply_edits(clone(self.original), self.everywhere, edits, self.fit)
         sites = {name: site for name, site in sites.items() if name in self.sites}
         if edits and self.restat:
-            restat(student, edits, self.rules, self.probe.batches)
+            restat(student, self.original, edits, self.rules, self.probe.batches)
         counted = spent_by(student, self.inputs) if any(e.also for e in edits) else None
         edits = (*self.wholes.edits, *edits)
         variants = [(edits, student)]

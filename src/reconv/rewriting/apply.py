@@ -17,7 +17,7 @@ from reconv.surgery import Site, clone, find_sites, tensors_of
 from reconv.targets import to_layout
 
 CALIBRATION = 64  # samples to which weights are fitted
-STATISTICS = 512  # samples from which batch-norm statistics are re-estimated
+STATISTICS = 512  # samples by which batch-norm statistics are moved
 
 
 def apply(
@@ -31,8 +31,8 @@ def apply(
 ) -> nn.Module:
     """A new network with the plan's edits, each started from the trained weights; `model` is untouched.
 
-    Args:    data: inputs on whose responses smaller layers are fitted, and from which batch-norm statistics are
-             re-estimated after layers changed; None: layers are fitted to the weights alone, statistics stay.
+    Args:    data: inputs on whose responses smaller layers are fitted, and on which batch-norm statistics follow
+             what the layers before them changed; None: layers are fitted to the weights alone, statistics stay.
              Batch norms that a stronger rule put in take them up, too, and compute what they did.
              rules: where the plan uses rules that are neither reconv's own nor an installed package's.
     Raises:  ConvError: when the plan does not fit the network, or a rule refuses a site.
@@ -51,7 +51,7 @@ def apply(
 
 def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
-    """The edits that change structure and values, with re-estimated statistics: what recovery starts from."""
+    """The edits that change structure and values, with statistics that follow: what recovery starts from."""
     student = apply_wholes(clone(model), plan.wholes, inputs, Fit(rules))
     found = find_sites(student, inputs).sites
     known = with_data(found, feed.head(CALIBRATION, seed)) if feed is not None else found
@@ -59,8 +59,8 @@ def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
     edits = [e for e in plan.edits if not (e.whole or _exact(e, rules))]
     lessons = None if feed is None else Lessons(clone(student).eval(), samples_for(feed, sites, seed))
     student, sites = apply_edits(student, sites, edits, Fit(rules, lessons))
-    if edits and feed is not None:
-        restat(student, edits, rules, feed.head(STATISTICS, seed))
+    if edits and feed is not None and lessons is not None:
+        restat(student, lessons.teacher, edits, rules, feed.head(STATISTICS, seed))
     return student, sites
 
 

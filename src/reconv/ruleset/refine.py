@@ -104,21 +104,23 @@ def _improved(kernel: Kernel, given: Mapping[str, Tensor], free: list[str], goal
     tensors = dict(given)
     left = max(STEPS_LEAST * len(free), int(work / cost))
     apart = goal.nearest - kernel(tensors)
-    loss = first = float((apart * goal.weighted(apart)).sum())
+    pull = goal.weighted(apart)
+    loss = first = float((apart * pull).sum())
     for _ in range(SWEEPS):
         before = loss
         for name in reversed(free):
             steps = min(left, STEPS_MOST)
-            tensors[name], apart, loss, used = _stepped(kernel, tensors, name, apart, loss, goal, steps)
+            tensors[name], apart, pull, loss, used = _stepped(kernel, tensors, name, apart, pull, loss, goal, steps)
             left -= used
         if left <= 0 or loss > (1 - SWEEP_PAYS) * before or loss < EXACT**2 * first:
             break
     return tensors
 
 
-def _stepped(kernel: Kernel, tensors: Mapping[str, Tensor], name: str, apart: Tensor, loss: float, goal: Metric,
-             steps: int) -> tuple[Tensor, Tensor, float, int]:  # fmt: skip
-    """Conjugate gradients for one tensor, from where it stands: it, what the kernel lacks then, the loss, the steps."""
+def _stepped(kernel: Kernel, tensors: Mapping[str, Tensor], name: str, apart: Tensor, pull: Tensor, loss: float,
+             goal: Metric, steps: int) -> tuple[Tensor, Tensor, Tensor, float, int]:  # fmt: skip
+    """Conjugate gradients for one tensor, from where it stands: it, what the kernel lacks then, that weighted, the
+    loss, and the steps taken."""
     leaf = tensors[name].clone().requires_grad_(True)
     with torch.enable_grad():
         now = kernel({**tensors, name: leaf})
@@ -127,7 +129,7 @@ def _stepped(kernel: Kernel, tensors: Mapping[str, Tensor], name: str, apart: Te
     def back(pull: Tensor) -> Tensor:
         return torch.autograd.grad(now, leaf, pull, retain_graph=True)[0]
 
-    value, pull, used = tensors[name], goal.weighted(apart), 0
+    value, used = tensors[name], 0
     downhill = back(pull)
     direction, size = downhill, float(downhill.square().sum())
     while used < steps:
@@ -145,7 +147,7 @@ def _stepped(kernel: Kernel, tensors: Mapping[str, Tensor], name: str, apart: Te
         downhill = back(pull)
         size, last = float(downhill.square().sum()), size
         direction = downhill + (size / last) * direction
-    return value, apart, loss, used
+    return value, apart, pull, loss, used
 
 
 def _biases(site: Site, block: Block, tensors: Mapping[str, Tensor], seen: Responses) -> dict[str, Tensor]:

@@ -236,7 +236,10 @@ class Metric:
         if self.full is not None:
             matrix = self.full.double() + self.ridge.double() * torch.eye(x.shape[-1], dtype=torch.float64,
                                                                           device=x.device)  # fmt: skip
-            return torch.linalg.solve(matrix, x.double().mT).mT.to(x.dtype)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
+            if bool(failed.any()):  # rounding has made a tiny eigenvalue negative
+                return torch.linalg.solve(matrix, x.double().mT).mT.to(x.dtype)
+            return torch.cholesky_solve(x.double().mT, factor).mT.to(x.dtype)
         a, u = torch.linalg.eigh(self.channels)
         b, v = torch.linalg.eigh(self.taps)
         g, o, _ = x.shape

@@ -55,7 +55,7 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return sum(_update(norm, moments) for norm, moments in seen.items())
+    return sum(update(norm, moments) for norm, moments in seen.items())
 
 
 def settle(model: nn.Module, within: Iterable[str], batches: Iterable[Batch]) -> int:
@@ -89,7 +89,7 @@ def _rebase(norm: _BatchNorm, moments: Moments) -> bool:
         return False
     old_mean = mean.double().clone()  # in float64 it would be the buffer that changes
     old_scale = norm.weight.double() / (var.double() + norm.eps).sqrt()
-    _update(norm, moments)
+    update(norm, moments)
     norm.weight.copy_(old_scale * (var.double() + norm.eps).sqrt())
     norm.bias.add_(old_scale * (mean.double() - old_mean))
     return True
@@ -127,7 +127,8 @@ class Moments:
         self.count, self.batches = total, self.batches + 1
 
 
-def _update(norm: _BatchNorm, moments: Moments) -> bool:
+def update(norm: _BatchNorm, moments: Moments) -> bool:
+    """Sets a norm's statistics to these; False where there are none."""
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None or not moments.count:
         return False
