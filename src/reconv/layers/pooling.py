@@ -73,7 +73,7 @@ class GridPool(nn.Module):
             starts = [d * k for d, k in zip(self.dilation, taps, strict=True)]
             window = tuple(slice(at, n - span + at, s) for at, n, span, s in
                            zip(starts, lengths, spans, self.stride, strict=True))  # fmt: skip
-            part = padded[(..., *window)]
+            part = padded[..., *window]
             total = part if total is None else total + part
         assert total is not None  # a kernel has a tap
         return total

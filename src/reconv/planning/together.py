@@ -120,9 +120,9 @@ def _moved(now: str, before: str, after: str) -> str:
         moved = iter([n + a - b for n, b, a in numbers])
         return _NUMBERS.sub(lambda _: str(next(moved)), now)
     here, old, new = map(ConvSpec.parse, (now, before, after))
-    moved = narrowed_spec(here, here.in_channels + new.in_channels - old.in_channels,
+    sized = narrowed_spec(here, here.in_channels + new.in_channels - old.in_channels,
                           here.out_channels + new.out_channels - old.out_channels)  # fmt: skip
-    return str(moved.replace(
+    return str(sized.replace(
         stride=[n * b // a for n, b, a in zip(here.stride, new.stride, old.stride, strict=True)],
         dilation=[n * b // a for n, b, a in zip(here.dilation, new.dilation, old.dilation, strict=True)],
         padding=[tuple(n * b // a if a else n for n, b, a in zip(*ends, strict=True))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from reconv.data import seeded
 from reconv.ruleset.prune_channels import surrounding_space
 from reconv.spec import ConvSpec
-from reconv.surgery.channels import Channels, Numbers
 from reconv.surgery.clone import applied, fresh
+from reconv.surgery.coupled import Channels, Numbers
 from reconv.surgery.norms import evaluating
 from reconv.surgery.sites import Site
 from reconv.surgery.spaces import Space, narrowed

@@ -114,8 +114,8 @@ def of_function(function: Any, arguments: Sequence[Any], options: Mapping[str, A
     if function in CONVOLUTIONS:
         names = ("weight", "bias", "stride", "padding", "dilation", "groups")
         return _convolution(**{**_bound(arguments, names), **options})
-    given = [*map(str, arguments), *(f"{name}={value}" for name, value in options.items() if name != "inplace")]
-    what = f" with {', '.join(given)}" if function in FUNCTIONS else ""
+    said = [*map(str, arguments), *(f"{name}={value}" for name, value in options.items() if name != "inplace")]
+    what = f" with {', '.join(said)}" if function in FUNCTIONS else ""
     raise NoBlockError(f"no block says {getattr(function, '__name__', function)}{what}")
 
 
