@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ class GridPool(nn.Module):
         total: Tensor | None = None
         for taps in product(*map(range, self.kernel_size)):
             starts = [d * k for d, k in zip(self.dilation, taps, strict=True)]
-            window = tuple(slice(at, n - span + at, s) for at, n, span, s in
+            window: Any = tuple(slice(at, n - span + at, s) for at, n, span, s in
                            zip(starts, lengths, spans, self.stride, strict=True))  # fmt: skip
             part = padded[..., *window]
             total = part if total is None else total + part

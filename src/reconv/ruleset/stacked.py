@@ -371,11 +371,13 @@ def _middle_for(weight: Tensor, before: Tensor, now: Tensor, after: Tensor) -> T
 
     down = residual(now)
     way, size, zero = down, down.square().sum(), residual(torch.zeros_like(now))
+    least = torch.finfo(size.dtype).eps ** 2 * size  # below it all is rounding
     for _ in range(STEPS):
-        if not size > 0:
-            break
         curved = zero - residual(way)  # the normal equations' matrix times the way
-        step = size / (way * curved).sum()
+        curvature = (way * curved).sum()
+        if not (size > least and curvature > 0):
+            break
+        step = size / curvature
         now, down = now + step * way, down - step * curved
         size, last = down.square().sum(), size
         way = down + size / last * way
