@@ -120,6 +120,8 @@ class _Planner:
                     continue
                 tables.append(measure(self.bench, rules, start.layout, gains, self.progress))
                 best = self.corrected(tables[-1], start, best)
+                if not self.forced and (alone := tables[-1].alone()):  # whose rows add up as they were measured
+                    best = self.corrected(alone, start, best)
         return best, tables
 
     def added(self, without: Outcome, rules: Sequence[Rule], every: bool) -> tuple[Outcome, list[Refusal]]:

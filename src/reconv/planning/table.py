@@ -56,6 +56,11 @@ class Table:
     refusals: list[Refusal] = field(default_factory=list)
     apart: dict[tuple[Edit, Edit], dict[str, float]] = field(default_factory=dict)  # beyond the sum of two edits
 
+    def alone(self) -> Table | None:
+        """Without the edits that change several modules, of which a sum of rows says less; None where there is none."""
+        rows = {name: [c for c in row if not (c.edit and c.edit.also)] for name, row in self.candidates.items()}
+        return None if rows == self.candidates else Table(self.layout, rows)
+
 
 def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
     """What a block in a site's place costs over one forward pass of the network."""
@@ -89,7 +94,9 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
         fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in _worth_fitting(gaining, gains)]
-        front = _spread(_front(fitted), {b for name, b, _ in bench.errors if name == site.name})
+        known = {b for name, b, _ in bench.errors if name == site.name}
+        front = [one for also in (False, True)  # what others lose besides must not hide what a site gains by itself
+                 for one in _spread(_front([f for f in fitted if bool(f[0].also) == also]), known)]  # fmt: skip
         front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]

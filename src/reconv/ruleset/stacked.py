@@ -19,7 +19,7 @@ from reconv.spec import Block, Chain, ConvSpec
 from reconv.surgery.sites import Site
 
 MACS = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)  # of the site's
-WORK = 4_000_000_000  # multiply-accumulates that the sweeps of a fit may take, beyond the first few
+WORK = 1_000_000_000  # multiply-accumulates that the sweeps of a fit may take, beyond the first few
 SWEEPS_LEAST, SWEEPS_FIRST, SWEEPS_MOST = 2, 10, 160
 ENOUGH = 0.998  # of the error before SWEEPS_FIRST more sweeps; what gains less is left
 EXACT = 1e-12  # relative; what is nearer needs no sweeps
