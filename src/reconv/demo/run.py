@@ -21,7 +21,7 @@ from reconv.rewriting.store import load
 
 BUDGET = "latency=0.175"
 TARGET = "torch:2"
-EPOCHS = 3
+EPOCHS = 1
 RUN = Path("runs/demo")
 
 

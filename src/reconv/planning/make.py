@@ -120,7 +120,7 @@ class _Planner:
                     continue
                 tables.append(measure(self.bench, rules, start.layout, gains, self.progress))
                 best = self.corrected(tables[-1], start, best)
-                if not self.forced and (alone := tables[-1].alone()):  # whose rows add up as they were measured
+                if self.doubtful(best) and (alone := tables[-1].alone()):
                     best = self.corrected(alone, start, best)
         return best, tables
 
@@ -133,6 +133,10 @@ class _Planner:
         if not judged:
             return without, refusals + [Refusal(e.site, e.rule, "the network does not run with it") for e in edits]
         return min(judged, key=lambda outcome: outcome.ratio), refusals
+
+    def doubtful(self, best: Outcome) -> bool:
+        """Whether edits of several modules, whose rows are estimates where they meet, may have led the choice astray."""
+        return not self.forced and (bool(self.unmet(best)) or any(edit.also for edit in best.asked))
 
     def hopeless(self, layout: str, best: Outcome) -> bool:
         """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""
