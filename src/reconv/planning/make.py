@@ -135,7 +135,7 @@ class _Planner:
         return min(judged, key=lambda outcome: outcome.ratio), refusals
 
     def doubtful(self, best: Outcome) -> bool:
-        """Whether edits of several modules, whose rows are estimates where they meet, may have led the choice astray."""
+        """Whether edits of several modules, whose rows are estimates where they meet, misled the choice."""
         return not self.forced and (bool(self.unmet(best)) or any(edit.also for edit in best.asked))
 
     def hopeless(self, layout: str, best: Outcome) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -216,18 +217,26 @@ def cheapest(readers: Sequence[Reader], space: Space, left: Sequence[int]) -> li
     of_class = {int(r): i for i, c in enumerate(space.classes) for r in c}
     order: list[tuple[int, float]] = []
     whole = sum(one.energy() for one in readers)
+    learning = [block for block in blocks if not block.apart]
+    fixed = _summed(block for block in blocks if block.apart)
     while any(wanted):
-        costs = dict.fromkeys((r for r, i in of_class.items() if wanted[i]), 0.0)
-        for block in blocks:
-            for root, cost in block.costs():
-                if root in costs:
-                    costs[root] += cost
+        now = _summed(learning)
+        costs = {r: fixed[r] + now[r] for r, i in of_class.items() if wanted[i]}
         best = min(costs, key=lambda r: costs[r])
-        for block in blocks:
+        for block in learning:
             block.remove(best)
         order.append((best, costs[best] / whole if whole > 0 else 0.0))
         wanted[of_class.pop(best)] -= 1
     return order
+
+
+def _summed(blocks: Iterable[_Block]) -> defaultdict[int, float]:
+    """What each channel costs in all of these."""
+    total: defaultdict[int, float] = defaultdict(float)
+    for block in blocks:
+        for root, cost in block.costs():
+            total[root] += cost
+    return total
 
 
 class _Block:
@@ -236,6 +245,7 @@ class _Block:
     def __init__(self, gram: Tensor, second: Tensor, roots: Numbers) -> None:
         ridge = 1e-6 * float(second.diagonal().mean()) + 1e-12
         self.gram, self.roots = gram.clone(), roots
+        self.apart = not bool(second.tril(-1).any())  # no channel knows of another: what goes leaves the rest as it is
         self.inverse = torch.linalg.inv(second + ridge * torch.eye(len(second), dtype=second.dtype))
         self.alive = np.ones(len(roots), dtype=bool)
 
@@ -245,10 +255,10 @@ class _Block:
 
     def remove(self, root: int) -> None:
         for c in np.flatnonzero(self.roots == root).tolist():
-            row, column = self.inverse[c] / self.inverse[c, c], self.gram[:, c].clone()
-            outer = torch.outer(column, row)
-            self.gram = self.gram - outer - outer.mT + float(column[c]) * torch.outer(row, row)
-            self.inverse = self.inverse - torch.outer(self.inverse[c], row)
+            known, column = self.inverse[c].clone(), self.gram[:, c].clone()
+            row = known / known[c]
+            self.gram.addr_(column, row, alpha=-1).addr_(row, column, alpha=-1).addr_(row, row, alpha=float(column[c]))
+            self.inverse.addr_(known, row, alpha=-1)
             self.inverse[c, c] = 1.0  # gone
             self.alive[c] = False
 
