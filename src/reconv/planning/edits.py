@@ -41,8 +41,7 @@ def place(
     """
     old = model.get_submodule(names[0])
     like = next((t for t in tensors.values() if t.is_floating_point()), None)
-    layer = built(block, old if like is None else like)
-    layer.load_state_dict(dict(tensors))
+    layer = filled(block, tensors, old if like is None else like)
     trainable = any(p.requires_grad for p in old.parameters())
     model = change(swap(model, names, layer.requires_grad_(trainable)), also, others or {})
     for absorbed in absorbs:
@@ -52,10 +51,22 @@ def place(
 
 def built(block: Block, like: Tensor | nn.Module) -> nn.Module:
     """The layer of a block, on the device and in the dtype of a tensor, or of a module's first numbers."""
-    if isinstance(like, nn.Module):
-        numbers = (t for t in (*like.parameters(), *like.buffers()) if t.is_floating_point())
-        like = next(numbers, torch.empty(0))
+    like = _numbers(like)
     return build(block, device=like.device, dtype=like.dtype)
+
+
+def filled(block: Block, tensors: Mapping[str, Tensor], like: Tensor | nn.Module) -> nn.Module:
+    """The same with this state dict; drawing numbers at random, which these would replace, is spared."""
+    like = _numbers(like)
+    layer = build(block, device="meta", dtype=like.dtype).to_empty(device=like.device)
+    layer.load_state_dict(dict(tensors))
+    return layer
+
+
+def _numbers(like: Tensor | nn.Module) -> Tensor:
+    if isinstance(like, Tensor):
+        return like
+    return next((t for t in (*like.parameters(), *like.buffers()) if t.is_floating_point()), torch.empty(0))
 
 
 def absorb(model: nn.Module, name: str) -> nn.Module:

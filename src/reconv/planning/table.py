@@ -9,10 +9,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from reconv.data import seeded
-from reconv.layers import Absorbed, build
+from reconv.layers import Absorbed
+from reconv.planning.edits import filled
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.together import beyond_sums
@@ -270,8 +272,7 @@ def _output_error(site: Site, proposal: Proposal, weights: Weights, unedited: li
 def _answers(site: Site, proposal: Proposal, weights: Weights, probe: Probe, model: nn.Module,
              prefix: Prefix) -> list[Any] | str:  # fmt: skip
     """What the network gives with this block in the site's place; or its own error."""
-    layer = build(proposal.block, device=site.device, dtype=site.dtype)
-    layer.load_state_dict(weights.tensors)
+    layer = filled(proposal.block, weights.tensors, torch.empty(0, device=site.device, dtype=site.dtype))
     around = site.around.model if site.around else model  # in `model` the convolutions are wrapped
     with ExitStack() as changes:
         changed = changes.enter_context(standing_in(model, site.names, prefix.until(layer)))

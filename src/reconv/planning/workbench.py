@@ -38,7 +38,7 @@ from reconv.targets import (
 
 SECONDS = 2.0  # to measure one set of networks
 FASTER = 0.97  # an exact rule that may as well be slower must measure faster than this part, in each site's place
-FIT_WORK = 4e9  # multiply-accumulates that the fit of a proposal on responses may take, beyond the first few steps
+FIT_WORK = 1.5e9  # multiply-accumulates that the fit of a proposal on responses may take, beyond the first few steps
 
 
 @dataclass(frozen=True)

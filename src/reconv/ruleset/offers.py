@@ -38,19 +38,24 @@ def bad_tensors(site: Site) -> str | None:
     return None
 
 
-_known: deque[tuple[weakref.ref[Tensor], int, bool]] = deque(maxlen=32)
+_known: deque[tuple[weakref.ref[Tensor], int, bool]] = deque(maxlen=256)
 
 
 def _finite(tensor: Tensor) -> bool:
     """Whether all numbers are finite; known for the last few tensors, as every rule asks."""
     if tensor.is_inference():  # it does not say when it changes
-        return bool(torch.isfinite(tensor).all())
+        return _all_finite(tensor)
     for owner, version, verdict in tuple(_known):
         if owner() is tensor and version == tensor._version:
             return verdict
-    result = bool(torch.isfinite(tensor).all())
+    result = _all_finite(tensor)
     _known.append((weakref.ref(tensor), tensor._version, result))
     return result
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    each = tensor[tuple(slice(None if step else 1) for step in tensor.stride())]  # what is expanded, once
+    return bool(torch.isfinite(each).all())
 
 
 def cheaper(rule: str, site: Site, blocks: Iterable[Block]) -> list[Proposal]:

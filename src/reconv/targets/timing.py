@@ -10,6 +10,7 @@ from statistics import median, quantiles
 from reconv.errors import conv_error
 
 Runner = Callable[[], object]
+BURST_SECONDS = 0.1  # of calls one after the other, at most: what takes longer finds its caches cold anyway
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,14 @@ def interleave(
 ) -> list[Timing]:
     """Times each runner once a round until `seconds` are spent; `least` to `most` rounds.
 
-    Args:    burst: calls of a runner in a round, one after the other, each a sample. 1 is for the parts of a network:
-             between two calls the others run, so that caches are as cold as they are inside it. A whole network is
-             called again and again where it is used, and finds in the caches what its last call left. One number for
-             all, or one for each runner.
+    Args:    burst: calls of a runner in a round, one after the other, each a sample; fewer where they are slow. 1 is
+             for the parts of a network: between two calls the others run, so that caches are as cold as they are inside
+             it. A whole network is called again and again where it is used, and finds in the caches what its last call
+             left. One number for all, or one for each runner.
     """
-    for run in runners:  # warm-up: allocations, primitive caches
-        run()
-        run()
-    bursts = [burst] * len(runners) if isinstance(burst, int) else burst
+    once = [_warmed(run) for run in runners]
+    asked = [burst] * len(runners) if isinstance(burst, int) else burst
+    bursts = [max(1, min(calls, int(BURST_SECONDS / each))) for calls, each in zip(asked, once, strict=True)]
     samples: list[list[float]] = [[] for _ in runners]
     until, rounds = time.perf_counter() + seconds, 0
     while rounds < least or (rounds < most and time.perf_counter() < until):
@@ -59,3 +59,11 @@ def interleave(
                 run()
                 kept.append((time.perf_counter_ns() - start) * 1e-6)
     return [Timing.of(kept) for kept in samples]
+
+
+def _warmed(run: Runner) -> float:
+    """Seconds of a call after one that allocates and fills the caches of primitives."""
+    run()
+    start = time.perf_counter()
+    run()
+    return max(time.perf_counter() - start, 1e-9)
