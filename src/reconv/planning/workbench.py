@@ -130,7 +130,7 @@ class Workbench:
     def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float]:
         totals = [0.0] * len(blocks)
         for call in site.calls:
-            problems = [Problem(b, _taken(b, call), site.dtype, site.device, layout) for b in blocks]
+            problems = [Problem(b, taken(b, call), site.dtype, site.device, layout) for b in blocks]
             for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
                 totals[i] += timing.median_ms
         return totals
@@ -239,7 +239,7 @@ def _may_be_slower(rule: Rule) -> bool:
     return bool(getattr(rule, "where_faster", False))
 
 
-def _taken(block: Block, call: ConvCall) -> tuple[int, ...]:
+def taken(block: Block, call: ConvCall) -> tuple[int, ...]:
     """The shape of a run's input, with as many channels as the block takes."""
     axis = len(call.input_shape) - 1 - call.spec.spatial_dims
     channels = in_channels(block) or call.input_shape[axis]
