@@ -20,7 +20,7 @@ OPEN = 2.0  # what goes into the gate's sigmoid at first: it lets 88 % through
 class SqueezeExcite(Addition):
     """The convolution, each of its channels times a weight that a small network learns from the channels' means.
 
-        y = σ(E·relu(R·mean(z) + r) + e) · z,    z = (w * x + b) / σ(OPEN),    E = 0, e = OPEN at first
+        y = σ(E·relu(R·mean(z) + r) + e) · z,    z = (w * x + b) / σ(2),    E = 0, e = 2 at first
 
     Exact, up to rounding, at first. Open at 2, the gate is still in the range where it learns (σ' is 0.1), and the
     weights stay nearly as large as they were trained: twice as large, optimizers would change them more slowly. Where a
