@@ -123,14 +123,19 @@ class Feed:
     def head(self, samples: int, seed: int = 0, batch_size: int = 64) -> list[Batch]:
         """At most `samples` samples: drawn at random from a dataset, the first ones of a re-iterable."""
         source = self.source.drawn(samples, seed) if isinstance(self.source, Items) else self.source
-        found: list[Batch] = []
         with seeded(seed):
-            for batch in replace(self, source=source).batches(batch_size):
-                found.append(batch.rows(slice(samples)))
-                samples -= len(found[-1])
-                if samples <= 0:
-                    break
-        return found
+            return first(replace(self, source=source).batches(batch_size), samples)
+
+
+def first(batches: Iterable[Batch], samples: int) -> list[Batch]:
+    """The first of these batches, with so many samples in all, or as many as there are."""
+    found: list[Batch] = []
+    for batch in batches:
+        found.append(batch.rows(slice(samples)))
+        samples -= len(found[-1])
+        if samples <= 0:
+            break
+    return found
 
 
 class Source(Protocol):

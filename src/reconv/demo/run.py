@@ -30,7 +30,7 @@ def main(folder: Path = RUN) -> Result:
     """Summary, plan, rewrite, recovery, measurement, run folder; prints what it does to stdout."""
     console, started = Console(width=None if Console().is_terminal else 120), time.perf_counter()
     train, held_out = digits()
-    lessons = TensorDataset(*(tensor[::2] for tensor in train.tensors))  # half of them is enough
+    lessons = TensorDataset(*(tensor[::4] for tensor in train.tensors))  # a quarter is enough
     model, image = digits_vgg(), train.tensors[0][:1]
 
     console.rule("1  what each convolution costs")

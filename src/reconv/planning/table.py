@@ -84,7 +84,7 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     table, rules = Table(layout), tuple(rules)
     by_name = {rule.name: rule for rule in rules}
     model = to_layout(clone(bench.original), layout)
-    prefix = Prefix(model, bench.probe.batches)
+    prefix = Prefix(model, bench.scout.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
         offers = _offers(site, rules, table)
@@ -180,13 +180,13 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
     """Measures how the output moves with each of the proposals, where that is not known from another table."""
     candidates = []
     known = all((site.name, proposal.block, proposal.absorbs) in bench.errors for proposal, _, _ in front)
-    unedited = [] if known else _answers(site, Proposal("", site.block), Weights(site.tensors, 0.0), bench.probe, model,
+    unedited = [] if known else _answers(site, Proposal("", site.block), Weights(site.tensors, 0.0), bench.scout, model,
                                          prefix)  # fmt: skip
     for proposal, cost, weights in front:
         key = (site.name, proposal.block, proposal.absorbs)
         if key not in bench.errors:
             with _absorbed(model, proposal.absorbs):
-                bench.errors[key] = _output_error(site, proposal, weights, unedited, bench.probe, model, prefix)
+                bench.errors[key] = _output_error(site, proposal, weights, unedited, bench.scout, model, prefix)
         error = bench.errors[key]
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"

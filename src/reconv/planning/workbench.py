@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reconv.costing.operators import OperatorCount
-from reconv.data import Batch, seeded
+from reconv.data import Batch, first, seeded
 from reconv.layers import build
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
@@ -38,6 +38,7 @@ from reconv.targets import (
 
 SECONDS = 2.0  # to measure one set of networks
 FASTER = 0.97  # an exact rule that may as well be slower must measure faster than this part, in each site's place
+SCOUTED = 32  # samples on which each proposal is probed by itself
 FIT_WORK = 1.5e9  # multiply-accumulates that the fit of a proposal on responses may take, beyond the first few steps
 
 
@@ -75,6 +76,7 @@ class Workbench:
         self.exact_rules = [rule for rule in rules if rule.group == "exact"]
         self.cache = LatencyCache()
         self.probe = Probe(self.given, calibration)
+        self.scout = Probe(self.given, first(calibration, SCOUTED))
         self.responses = Gathered(self.original, calibration, sites) if restat else None
         self.weights: dict[tuple[str, Block], Weights] = {}
         self.improved: set[tuple[str, Block]] = set()  # the weights that are improved on responses already
