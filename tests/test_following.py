@@ -6,7 +6,8 @@ from torch import nn
 
 from reconv.data import Batch
 from reconv.surgery import clone
-from reconv.surgery.following import Following, follow, kept_statistics
+from reconv.surgery.following import Following, follow, norms_of
+from reconv.surgery.norms import statistics_kept
 
 
 def net(*, shared: bool = False) -> nn.Module:
@@ -109,7 +110,7 @@ def test_only_the_named_norms_follow():
     with torch.no_grad():
         student[0].bias.add_(1.0)
     given, following = statistics(student), Following(model)
-    with torch.no_grad(), kept_statistics(student, ["1"]):
+    with torch.no_grad(), statistics_kept([norms_of(student)["1"]]):
         with following.listening(["1"]):
             model(*batch.inputs)
         with following.leading(student, ["1"]):

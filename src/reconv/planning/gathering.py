@@ -13,8 +13,8 @@ from reconv.data import Batch, Feed, seeded
 from reconv.ruleset.responses import Responses, bounded, moment_bytes, most_patches
 from reconv.spec import ConvSpec
 from reconv.surgery import Site, fresh
-from reconv.surgery.following import Following, kept_statistics
-from reconv.surgery.norms import evaluating
+from reconv.surgery.following import Following, norms_of
+from reconv.surgery.norms import evaluating, statistics_kept
 
 ROOM = 512 * 2**20  # bytes of moments that are kept at a time
 PASS_MACS = 5e10  # multiply-accumulates of the convolutions in one pass over the samples of a fit
@@ -55,7 +55,7 @@ class Lessons:
         seen = _empty(site)
         alone = not before or any(one.name == site.name for one in before)
         norms = {n.name for one in before for n in (one.norms or ((one.norm,) if one.norm else ()))}
-        following = Following(self.teacher)
+        following, changing = Following(self.teacher), [m for n, m in norms_of(student).items() if n in norms]
         for number, batch in enumerate(self.batches):
             given: list[Tensor] = []
             if not alone:
@@ -66,7 +66,7 @@ class Lessons:
                 known = given[run] if run < len(given) and given[run].shape == y.shape else None
                 seen.add(x, None if known is None else known - y, self._share(site), seed=number)
 
-            with kept_statistics(student, norms), following.leading(student, () if alone else norms):
+            with statistics_kept(changing), following.leading(student, () if alone else norms):
                 _run(student, batch, [(site, add)])
         return seen
 

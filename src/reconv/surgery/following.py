@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reconv.data import Batch
 from reconv.surgery.clone import fresh
-from reconv.surgery.norms import Moments, evaluating, update
+from reconv.surgery.norms import Moments, evaluating, statistics_kept, update
 
 
 class Following:
@@ -33,7 +33,7 @@ class Following:
 
     def __init__(self, original: nn.Module) -> None:
         self.original = original
-        self.held = {name: _statistics(norm) for name, norm in _norms(original).items()}
+        self.held = {name: _statistics(norm) for name, norm in norms_of(original).items()}
         self.before: defaultdict[str, Moments] = defaultdict(Moments)
         self.after: defaultdict[str, Moments] = defaultdict(Moments)
         self.ahead: defaultdict[str, deque[tuple[int, Tensor, Tensor]]] = defaultdict(deque)  # of this batch
@@ -100,8 +100,8 @@ def follow(student: nn.Module, original: nn.Module, batches: Iterable[Batch]) ->
     Returns: how many batch norms were set.
     """
     following = Following(original)
-    norms = _norms(student)
-    with torch.no_grad(), evaluating(student), evaluating(original), kept_statistics(student):
+    norms = norms_of(student)
+    with torch.no_grad(), evaluating(student), evaluating(original), statistics_kept(norms.values()):
         for batch in batches if norms else ():
             with following.listening():
                 original(*fresh(batch.inputs))
@@ -110,20 +110,8 @@ def follow(student: nn.Module, original: nn.Module, batches: Iterable[Batch]) ->
     return sum(following.move(name, norm) for name, norm in norms.items())
 
 
-@contextmanager
-def kept_statistics(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
-    """The statistics of these batch norms (None: all) are as before afterwards."""
-    chosen = [norm for name, norm in _norms(model).items() if names is None or name in names]
-    kept = [(buffer, buffer.clone()) for norm in chosen for buffer in norm.buffers(recurse=False)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, old in kept:
-                buffer.copy_(old)
-
-
-def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def norms_of(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms with running statistics, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm) and m.running_mean is not None}
 
 
@@ -144,7 +132,7 @@ def _same(held: Tensor, norm: _BatchNorm) -> Tensor | None:
 @contextmanager
 def _watched(model: nn.Module, names: Collection[str] | None, see: Any) -> Iterator[None]:
     with ExitStack() as stack:
-        for name, norm in _norms(model).items():
+        for name, norm in norms_of(model).items():
             if names is None or name in names:
 
                 def hook(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:

@@ -49,7 +49,7 @@ def reestimate(model: nn.Module, batches: Iterable[Batch]) -> int:
     seen = {norm: Moments() for norm in norms}
     handles = [norm.register_forward_pre_hook(moments.watch) for norm, moments in seen.items()]
     try:
-        with torch.no_grad(), evaluating(model), _statistics_kept(norms):
+        with torch.no_grad(), evaluating(model), statistics_kept(norms):
             for batch in batches:
                 model(*fresh(batch.inputs))
     finally:
@@ -140,14 +140,15 @@ def update(norm: _BatchNorm, moments: Moments) -> bool:
 
 
 @contextmanager
-def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
-    """What training mode does to the buffers meanwhile is undone."""
+def statistics_kept(norms: Iterable[_BatchNorm]) -> Iterator[None]:
+    """The statistics of these batch norms are as before afterwards."""
     kept = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers(recurse=False)]
     try:
         yield
     finally:
-        for buffer, old in kept:
-            buffer.copy_(old)
+        with torch.no_grad():
+            for buffer, old in kept:
+                buffer.copy_(old)
 
 
 @contextmanager
