@@ -7,6 +7,7 @@ from handmade import TEXTS, make_site, randn, random, site_for
 from reconv.errors import ConvError
 from reconv.layers import build
 from reconv.ruleset import RULES, Proposal, rules_named
+from reconv.ruleset.offers import bad_tensors
 from reconv.ruleset.separable import Separable
 from reconv.spec import parse
 from reconv.surgery.sites import Norm, Site
@@ -43,6 +44,13 @@ def test_bad_sites_are_refused(rule, reason):
     assert rule.refuse(site) == reason
     with pytest.raises(ConvError, match="the rule must be able to serve the site"):
         rule.init(site, Proposal(rule.name, site.block))
+
+
+@pytest.mark.parametrize("value, reason", [(float("nan"), "its weight holds NaN or Inf"), (1.0, None)])
+def test_a_number_that_stands_for_many_is_seen(value, reason):
+    site = make_site("ic4oc6k3x3")
+    site.tensors["weight"] = torch.tensor([[value]]).reshape(1, 1, 1, 1).expand(6, 4, 3, 3)
+    assert bad_tensors(site) == reason
 
 
 @pytest.mark.parametrize("rule", SMALLER, ids=lambda rule: rule.name)

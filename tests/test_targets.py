@@ -250,3 +250,10 @@ def test_runners_take_turns_in_bursts():
     timings = interleave([lambda: order.append(0), lambda: order.append(1)], 0.0, least=2, most=4, burst=3)
     assert order == [0, 0, 1, 1, *[0, 0, 0, 1, 1, 1] * 2]
     assert [t.rounds for t in timings] == [6, 6]
+
+
+def test_what_is_slow_is_called_once_a_round(monkeypatch):
+    monkeypatch.setattr("reconv.targets.timing.BURST_MS", 0.0)
+    order: list[int] = []
+    interleave([lambda: order.append(0), lambda: order.append(1)], 0.0, least=2, most=4, burst=3)
+    assert order == [0, 0, 1, 1, *[0, 1] * 2]

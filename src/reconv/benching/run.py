@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from reconv.benching.memory import keep_memory
 from reconv.benching.operands import Operands
 from reconv.benching.task import Task
 from reconv.spec import Deform
-from reconv.targets.timing import Timing, interleave
+from reconv.targets.timing import Timing, interleave, warmed_ms
 
 WARM_MS = 10.0  # of calls of one engine before the next one's turn, so that it finds the caches as it left them
 MOST_CALLS = 20  # of these
@@ -121,7 +120,7 @@ def _set(task: Task, threads: int) -> Iterator[None]:
 
 def _timings(runners: Sequence[Runner], seconds: float) -> list[Timing]:
     """Interleaved; again where it was noisy, of which the quietest is kept."""
-    once = [_once_ms(run) for run in runners]
+    once = [warmed_ms(run) for run in runners]
     far = max(SLOW_MS, FAR * min(once, default=0))
     close = [number for number, ms in enumerate(once) if ms <= far]
     bursts = [max(1, min(MOST_CALLS, math.ceil(WARM_MS / once[number]))) for number in close]
@@ -134,13 +133,6 @@ def _timings(runners: Sequence[Runner], seconds: float) -> list[Timing]:
 
 def _noise(timings: Iterable[Timing]) -> float:
     return max(timing.spread_ms / timing.median_ms for timing in timings)
-
-
-def _once_ms(run: Runner) -> float:
-    run()
-    start = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - start)
 
 
 # -- is it right? ---------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from statistics import median, quantiles
 from reconv.errors import conv_error
 
 Runner = Callable[[], object]
-BURST_SECONDS = 0.1  # of calls one after the other, at most: what takes longer finds its caches cold anyway
+BURST_MS = 100.0  # of calls one after the other, at most: what takes longer finds its caches cold anyway
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ def interleave(
              it. A whole network is called again and again where it is used, and finds in the caches what its last call
              left. One number for all, or one for each runner.
     """
-    once = [_warmed(run) for run in runners]
+    once = [warmed_ms(run) for run in runners]
     asked = [burst] * len(runners) if isinstance(burst, int) else burst
-    bursts = [max(1, min(calls, int(BURST_SECONDS / each))) for calls, each in zip(asked, once, strict=True)]
+    bursts = [max(1, min(calls, int(BURST_MS / each))) for calls, each in zip(asked, once, strict=True)]
     samples: list[list[float]] = [[] for _ in runners]
     until, rounds = time.perf_counter() + seconds, 0
     while rounds < least or (rounds < most and time.perf_counter() < until):
@@ -61,9 +61,9 @@ def interleave(
     return [Timing.of(kept) for kept in samples]
 
 
-def _warmed(run: Runner) -> float:
-    """Seconds of a call after one that allocates and fills the caches of primitives."""
+def warmed_ms(run: Runner) -> float:
+    """Milliseconds of a call after one that allocates and fills the caches of primitives."""
     run()
-    start = time.perf_counter()
+    start = time.perf_counter_ns()
     run()
-    return max(time.perf_counter() - start, 1e-9)
+    return max(time.perf_counter_ns() - start, 1) * 1e-6
