@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import filterfalse
 from typing import Any
 
@@ -57,6 +57,7 @@ class Outcome:
     memory: float = 0.0
     counted: Mapping[str, float] | None = None  # macs, params and memory, where the sum over sites does not tell
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
 
 
 class Workbench:
@@ -170,7 +171,7 @@ class Workbench:
         median = timings[best].median_ms
         error = self.probe.error(model, self.finer(asked))
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, error,
-                       counted=counted, asked=asked)  # fmt: skip
+                       counted=counted, asked=asked, model=model)  # fmt: skip
 
     def with_exact(self, student: nn.Module, sites: Mapping[str, Site], edits: Sequence[Edit]) -> nn.Module:
         """A copy of the student with these edits of exact rules applied."""
