@@ -96,8 +96,9 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     prefix = Prefix(model, bench.scout.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
-        kept, rows = _timed(bench, site, rules, table)
-        gaining = _gaining(site, rules, rows, kept, () if site.name in required else gains, table)
+        wanted = () if site.name in required else gains
+        kept, rows = _timed(bench, site, rules, wanted, table)
+        gaining = _gaining(site, rules, rows, kept, wanted, table)
         front = _fitted(bench, site, rules, gaining, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
@@ -111,17 +112,45 @@ Row = tuple[Proposal, dict[str, float]]
 Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
-def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], table: Table) -> tuple[Candidate, list[Row]]:
-    """What the site costs as it is, and with each proposal."""
+def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequence[str],
+           table: Table) -> tuple[Candidate, list[Row]]:  # fmt: skip
+    """What the site costs as it is, and with each proposal that may win."""
     offers = _offers(site, rules, table)
-    finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
-    latencies = bench.latencies(finished, site, table.layout)
+    now, *finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
+    if tuple(gains) == ("latency",):
+        hopeless = _hopeless(bench, site, now, offers, finished, table)
+        for proposal, least in ((p, least) for p, least in zip(offers, hopeless, strict=True) if least):
+            table.note(site, proposal, verdict=f"cannot be faster: at best {least:.4g} ms on this machine")
+        _note_hopeless(site, rules, offers, hopeless, table)
+        left = [pair for pair, least in zip(zip(offers, finished, strict=True), hopeless, strict=True) if not least]
+        offers, finished = [p for p, _ in left], [block for _, block in left]
+    latencies = bench.latencies([now, *finished], site, table.layout)
     kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
     rows = [(p, _with(costs(p.block, site, ms), _beside(bench, p, table.layout)))
             for p, ms in zip(offers, latencies[1:], strict=True)]  # fmt: skip
     for proposal, cost in rows:
         table.note(site, proposal, latency_ms=cost["latency"], **{n: cost[n] for n in COSTS if n != "latency"})
     return kept, rows
+
+
+def _hopeless(bench: Workbench, site: Site, now: Block, offers: Sequence[Proposal], finished: Sequence[Block],
+              table: Table) -> list[float]:  # fmt: skip
+    """Of each block that cannot be faster than what stands there the least that it can take; 0 for others."""
+    bounds = [0.0 if p.also else least for p, least in zip(offers, bench.bounds(finished, site), strict=True)]
+    if not any(bounds):
+        return bounds
+    most = GAIN * bench.about(now, site, table.layout)
+    return [least if least >= most else 0.0 for least in bounds]
+
+
+def _note_hopeless(site: Site, rules: Sequence[Rule], offers: Sequence[Proposal], hopeless: Sequence[float],
+                   table: Table) -> None:  # fmt: skip
+    """Says so of rules that offer nothing else."""
+    for rule in rules:
+        mine = [least for p, least in zip(offers, hopeless, strict=True) if p.rule == rule.name]
+        if mine and all(mine):
+            reason = f"no proposal can gain in latency: on this machine the best takes {min(mine):.4g} ms at least"
+            table.refusals.append(Refusal(site.name, rule.name, reason))
 
 
 def _gaining(site: Site, rules: Sequence[Rule], rows: Sequence[Row], kept: Candidate, gains: Sequence[str],

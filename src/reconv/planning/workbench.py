@@ -13,6 +13,7 @@ from torch import nn
 from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, first, seeded
 from reconv.layers import build
+from reconv.planning.bounds import bound_ms, machine_of
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
@@ -137,6 +138,20 @@ class Workbench:
             for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
                 totals[i] += timing.median_ms
         return totals
+
+    def bounds(self, blocks: Sequence[Block], site: Site) -> list[float]:
+        """Milliseconds below which no engine of this machine runs a block in a site's place; 0 where not known."""
+        machine = machine_of(self.engine, site.device, site.dtype)
+        if machine is None:
+            return [0.0] * len(blocks)
+        return [sum(bound_ms(b, taken(b, call), machine, site.dtype) for call in site.calls) for b in blocks]
+
+    def about(self, block: Block, site: Site, layout: str) -> float:
+        """Roughly the latency of a block, which leaves no mark in the cache."""
+        problems = [Problem(block, taken(block, call), site.dtype, site.device, layout) for call in site.calls]
+        known = [self.cache.get(problem.key(self.engine)) for problem in problems]
+        return sum((timing or time_blocks(self.engine, [problem])[0]).median_ms
+                   for problem, timing in zip(problems, known, strict=True))  # fmt: skip
 
     @property
     def layouts(self) -> tuple[str, ...]:
