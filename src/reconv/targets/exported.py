@@ -16,6 +16,7 @@ from torch import Tensor
 from reconv.errors import conv_error
 from reconv.surgery.clone import clone
 from reconv.targets.engine import Job, machine
+from reconv.targets.onnx_block import onnx_of
 from reconv.targets.timing import Runner, Timing, interleave
 
 Make = Callable[[bytes, Sequence[Any], int], Callable[[], Sequence[Any]]]  # of a model, its inputs as arrays, threads
@@ -77,6 +78,8 @@ def to_runner(job: Job, make: Make, threads: int) -> Runner:
 
 def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
     """The network in evaluation mode, with its weights, for inputs of just these shapes."""
+    if (known := onnx_of(model, inputs)) is not None:
+        return known
     with quiet(), torch.no_grad():
         program = torch.onnx.export(clone(model).cpu().eval(), inputs, dynamo=True, verbose=False)
         assert program is not None
