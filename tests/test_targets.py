@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,7 @@ def test_targets_by_name():
     engine = get_target("torch")
     assert get_target(engine) is engine
     assert machine() in engine.fingerprint()
+    assert get_target("torch-compile:2").name == "torch.compile:2"
     for wrong in ("onnx", "torch:", "torch:0", "torch:two"):
         with pytest.raises(ConvError, match=f"target must be one of torch, .*; got target={wrong}") as caught:
             get_target(wrong)
@@ -75,6 +77,24 @@ def test_a_target_measures_with_its_own_threads_and_gives_them_back():
     assert seen == {1}
     assert torch.get_num_threads() == before
     assert get_target("torch:1").fingerprint() != get_target("torch:2").fingerprint()
+
+
+def test_a_call_lasts_until_its_device_is_done(monkeypatch):
+    """On a device that only takes work into a queue, as a GPU does."""
+    happened: list[object] = []
+
+    class Queueing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, device="meta"))
+
+        def forward(self, x):
+            happened.append("called")
+            return x
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", happened.append)
+    (timing,) = get_target("torch").measure([(Queueing(), (torch.zeros(1),))], 0.0)
+    assert happened == ["called", torch.device("meta")] * (2 + timing.rounds)
 
 
 def test_the_number_of_threads_is_part_of_the_fingerprint():
@@ -136,6 +156,14 @@ def test_another_problem_is_measured_anew(tmp_path, other):
     time_blocks(FakeTarget(grouped=2.0, seen=target.seen), [PROBLEM], cache)  # another engine
     assert target.seen == [1, 1, 1]
     cache.close()
+
+
+def test_a_graphics_card_is_part_of_what_is_remembered(monkeypatch):
+    keys = set()
+    for card in ("A", "B"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
+        keys.add(replace(PROBLEM, device=torch.device("cuda:0")).key(FakeTarget()))
+    assert len(keys) == 2
 
 
 def test_latencies_of_every_kind_of_block_are_found_and_random_numbers_left_alone():

@@ -77,6 +77,7 @@ def to_runner(job: Job, make: Make, threads: int) -> Runner:
 
 def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
     """The network in evaluation mode, with its weights, for inputs of just these shapes."""
+    inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(clone(model).cpu().eval(), inputs, dynamo=True, verbose=False)
         assert program is not None

@@ -34,7 +34,10 @@ class Problem:
 
     def key(self, target: Target) -> str:
         shape = "x".join(str(n) for n in self.input_shape)
-        return f"{self.block} | {shape} | {self.dtype} | {self.device} | {self.layout} | {target.fingerprint()}"
+        where = (
+            f"{self.device} {torch.cuda.get_device_name(self.device)}" if self.device.type == "cuda" else self.device
+        )
+        return f"{self.block} | {shape} | {self.dtype} | {where} | {self.layout} | {target.fingerprint()}"
 
 
 def time_blocks(target: Target, problems: Sequence[Problem], cache: LatencyCache | None = None) -> list[Timing]:
