@@ -19,9 +19,9 @@ from reconv.planning.table import Candidate, Progress, Table, measure
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.workbench import Outcome, Workbench, spent_as_found
 from reconv.ruleset import Rule, rules_named
-from reconv.surgery import Network, Site, find_sites, tensors_of
+from reconv.surgery import Network, Site, clone, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
-from reconv.targets import Target, get_target, layout_of
+from reconv.targets import Target, check_runs, get_target, layout_of
 
 CALIBRATION = 64  # samples on which errors are measured
 CORRECTIONS = 4  # times the search is repeated with what the whole network taught
@@ -72,6 +72,7 @@ def plan(
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
     meant = _meant(network, sites, wholes)
+    check_runs(engine, clone(model), inputs)
     bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites)
     base = spent_as_found(wholes.model, network, count) if wholes.edits else now
     planner = _Planner(bench, limits, now, base, _forced(rules, limits), progress or _silent)
@@ -131,7 +132,8 @@ class _Planner:
             return without, refusals
         judged = [outcome for layout in self.bench.layouts if (outcome := self.bench.judge(edits, layout))]
         if not judged:
-            return without, refusals + [Refusal(e.site, e.rule, "the network does not run with it") for e in edits]
+            unable = {(e.site, e.rule): "the network does not run with it" for e in edits} | self.bench.unable
+            return without, refusals + [Refusal(e.site, e.rule, unable[e.site, e.rule]) for e in edits]
         return min(judged, key=lambda outcome: outcome.ratio), refusals
 
     def doubtful(self, best: Outcome) -> bool:
@@ -284,9 +286,8 @@ def _exact_refusals(bench: Workbench, outcome: Outcome) -> list[Refusal]:
     edits, refusals = bench.exact_edits(bench.sites, outcome.layout)
     edits = [*bench.wholes.edits, *edits]
     used = {(e.site, e.rule) for e in outcome.edits}
-    slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in edits
-              if (e.site, e.rule) not in used]  # fmt: skip
-    return refusals + slower
+    unused = {(e.site, e.rule): "the network measured no faster with it" for e in edits} | bench.unable
+    return refusals + [Refusal(*key, reason) for key, reason in unused.items() if key not in used]
 
 
 def _agreed(tables: Sequence[Table]) -> list[Refusal]:

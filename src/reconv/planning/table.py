@@ -18,7 +18,7 @@ from reconv.planning.edits import filled
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.together import beyond_sums
-from reconv.planning.workbench import Workbench
+from reconv.planning.workbench import Workbench, cannot_run
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, activation_bytes, macs, params, parse
@@ -33,6 +33,8 @@ MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
 MOST_PER_FORM = 3  # proposals of one form, which differ in how many channels they have, that are fitted
 _CHANNELS = re.compile(r"(ic|oc|g|permute\(|shuffle\()\d+")
 Progress = Callable[[str, int, int], None]
+Row = tuple[Proposal, dict[str, float]]
+Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,12 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         progress("measuring proposals", done, len(bench.sites))
         offers = _offers(site, rules, table)
         finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
-        latencies = bench.latencies(finished, site, layout)
-        kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
-        rows = [(p, _with(costs(p.block, site, ms), _beside(bench, p, layout)))
-                for p, ms in zip(offers, latencies[1:], strict=True)]  # fmt: skip
+        now, *latencies = bench.latencies(finished, site, layout)
+        if isinstance(now, str):
+            table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(finished[0], now)}"))
+            continue
+        kept = Candidate(site.name, None, costs(site.block, site, now))
+        rows = _rows(bench, site, offers, latencies, table)
         gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
         _note_losers(site, rules, rows, gaining, kept, gains, table)
         fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in _worth_fitting(gaining, gains)]
@@ -102,10 +106,28 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
         front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
-    table.apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
-                              lambda name, text: _as(bench, name, text, layout))  # fmt: skip
+    apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
+                        lambda name, text: _as(bench, name, text, layout))  # fmt: skip
+    table.apart = {pair: more for pair, more in apart.items() if math.isfinite(more["latency"])}
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table
+
+
+def _rows(bench: Workbench, site: Site, offers: Sequence[Proposal], latencies: Sequence[float | str],
+          table: Table) -> list[Row]:  # fmt: skip
+    """What each proposal costs, but for those that the engine cannot run, which are refused."""
+    rows = []
+    for proposal, ms in zip(offers, latencies, strict=True):
+        reason = cannot_run(proposal.block, ms) if isinstance(ms, str) else None
+        if isinstance(ms, float):
+            cost = _with(costs(proposal.block, site, ms), _beside(bench, proposal, table.layout))
+            if math.isfinite(cost["latency"]):
+                rows.append((proposal, cost))
+                continue
+            reason = f"the engine cannot run what changes with it: {', '.join(name for name, _ in proposal.also)}"
+        if reason:
+            table.refusals.append(Refusal(site.name, proposal.rule, reason))
+    return rows
 
 
 def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]:
@@ -113,7 +135,10 @@ def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]
 
 
 def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, float]:
-    """What the modules that change with a site cost more (or less), each in its own place."""
+    """What the modules that change with a site cost more (or less), each in its own place.
+
+    The latency is NaN where the engine cannot run one of them.
+    """
     total: dict[str, float] = {}
     for name, text in proposal.also:
         if name in bench.everywhere:
@@ -139,8 +164,8 @@ def _as(bench: Workbench, name: str, text: str, layout: str) -> dict[str, float]
     site, block = bench.everywhere[name], parse(text)
     key = (name, block, layout)
     if key not in bench.beside:
-        (ms,) = bench.latencies([bench.finished(site, block)], site.after(block, site.tensors), layout)
-        bench.beside[key] = costs(block, site.after(block, site.tensors), ms)
+        ms = bench.latency(bench.finished(site, block), site.after(block, site.tensors), layout)
+        bench.beside[key] = costs(block, site.after(block, site.tensors), math.nan if ms is None else ms)
     return dict(bench.beside[key])
 
 
@@ -157,8 +182,7 @@ def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
     return list(offers.values())
 
 
-def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[tuple[Proposal, dict[str, float]]],
-                 gaining: Sequence[tuple[Proposal, dict[str, float]]], kept: Candidate,
+def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[Row], gaining: Sequence[Row], kept: Candidate,
                  gains: Sequence[str], table: Table) -> None:  # fmt: skip
     """Says of each rule with proposals, none of which gained, by how much it fell short."""
     winners = {p.rule for p, _ in gaining}
@@ -169,10 +193,6 @@ def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[tuple[Proposa
             best, now = min(c[gain] for c in mine), kept.costs[gain]
             reason = f"no proposal gains in {gain}: the best measured {best:.4g}, as it is {now:.4g}"
             table.refusals.append(Refusal(site.name, rule.name, reason))
-
-
-Row = tuple[Proposal, dict[str, float]]
-Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
 def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Module, prefix: Prefix,

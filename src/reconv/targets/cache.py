@@ -27,6 +27,7 @@ class LatencyCache:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
         self.connection: sqlite3.Connection | None = None
+        self.unable: dict[str, str] = {}  # why an engine could not run something: kept for this job only
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.path, timeout=10)
@@ -36,9 +37,10 @@ class LatencyCache:
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
-    def get(self, key: str) -> Timing | None:
-        if self.connection is None:
-            return None
+    def get(self, key: str) -> Timing | str | None:
+        """What was put; of a file, a Timing."""
+        if key in self.unable or self.connection is None:
+            return self.unable.get(key)
         try:
             row = self.connection.execute(
                 "SELECT median_ms, spread_ms, rounds FROM latency WHERE key = ?", (key,)
@@ -46,9 +48,14 @@ class LatencyCache:
         except sqlite3.Error as error:
             self._give_up(error)
             return None
-        return Timing(*row) if row else None
+        sound = row is not None and all(isinstance(number, float | int) for number in row)
+        return Timing(*row) if sound else None
 
-    def put(self, key: str, timing: Timing) -> None:
+    def put(self, key: str, timing: Timing | str) -> None:
+        """Keeps a timing, or, for this job only, why there is none."""
+        if isinstance(timing, str):
+            self.unable[key] = timing
+            return
         if self.connection is None:
             return
         try:
