@@ -120,7 +120,8 @@ def test_plans_come_back_from_json(tmp_path, made):
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data == made.to_dict()
     assert (data["format"], set(data)) == (1, {"format", "model", "budget", "target", "layout", "met", "reason",
-                                               "latency_ratio", "fit", "edits", "refusals"})  # fmt: skip
+                                               "latency_ratio", "fit", "wishes", "measured", "edits", "refusals",
+                                               "front", "considered"})  # fmt: skip
 
 
 def test_a_plan_written_by_hand_may_be_short():

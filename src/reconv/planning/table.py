@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from reconv.data import seeded
 from reconv.layers import Absorbed
+from reconv.planning.considered import Considered, Key
 from reconv.planning.edits import filled
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
@@ -33,8 +34,6 @@ MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
 MOST_PER_FORM = 3  # proposals of one form, which differ in how many channels they have, that are fitted
 _CHANNELS = re.compile(r"(ic|oc|g|permute\(|shuffle\()\d+")
 Progress = Callable[[str, int, int], None]
-Row = tuple[Proposal, dict[str, float]]
-Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,13 @@ class Table:
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     apart: dict[tuple[Edit, Edit], dict[str, float]] = field(default_factory=dict)  # beyond the sum of two edits
+    considered: dict[Key, Considered] = field(default_factory=dict)  # every proposal, as far as it came
+
+    def note(self, site: Site, proposal: Proposal, **known: Any) -> None:
+        """Figures of a proposal, or the verdict on it."""
+        key = (site.name, proposal.rule, proposal.block, proposal.absorbs)
+        given = self.considered.get(key) or Considered(site.name, proposal.rule, proposal.block)
+        self.considered[key] = replace(given, **known)
 
     def alone(self) -> Table | None:
         """Without the edits that change several modules, of which a sum of rows says less; None where there is none."""
@@ -78,32 +84,23 @@ def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
     }
 
 
-def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress) -> Table:
+def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress,
+            required: Collection[str] = ()) -> Table:  # fmt: skip
     """Fills the table: times every proposal of every rule, fits those that gain, probes those on the front.
 
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
+             required: sites that must change, whatever that costs.
     """
     table, rules = Table(layout), tuple(rules)
-    by_name = {rule.name: rule for rule in rules}
     model = to_layout(clone(bench.original), layout)
     prefix = Prefix(model, bench.scout.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
-        offers = _offers(site, rules, table)
-        finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
-        now, *latencies = bench.latencies(finished, site, layout)
-        if isinstance(now, str):
-            table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(finished[0], now)}"))
+        kept, rows = _timed(bench, site, rules, table)
+        if kept is None:
             continue
-        kept = Candidate(site.name, None, costs(site.block, site, now))
-        rows = _rows(bench, site, offers, latencies, table)
-        gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
-        _note_losers(site, rules, rows, gaining, kept, gains, table)
-        fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in _worth_fitting(gaining, gains)]
-        known = {b for name, b, _ in bench.errors if name == site.name}
-        front = [one for also in (False, True)  # what others lose besides must not hide what a site gains by itself
-                 for one in _spread(_front([f for f in fitted if bool(f[0].also) == also]), known)]  # fmt: skip
-        front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
+        gaining = _gaining(site, rules, rows, kept, () if site.name in required else gains, table)
+        front = _fitted(bench, site, rules, gaining, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
     apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
@@ -113,21 +110,88 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     return table
 
 
-def _rows(bench: Workbench, site: Site, offers: Sequence[Proposal], latencies: Sequence[float | str],
+Row = tuple[Proposal, dict[str, float]]
+Fitted = tuple[Proposal, dict[str, float], Weights]
+
+
+def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], table: Table) -> tuple[Candidate | None, list[Row]]:
+    """What the site costs as it is (None where the engine cannot run that), and with each proposal."""
+    offers = _offers(site, rules, table)
+    finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
+    now, *latencies = bench.latencies(finished, site, table.layout)
+    if isinstance(now, str):
+        table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(finished[0], now)}"))
+        return None, []
+    kept = Candidate(site.name, None, costs(site.block, site, now))
+    rows = _able(bench, site, offers, latencies, table)
+    for proposal, cost in rows:
+        table.note(site, proposal, latency_ms=cost["latency"], **{n: cost[n] for n in COSTS if n != "latency"})
+    return kept, rows
+
+
+def _able(bench: Workbench, site: Site, offers: Sequence[Proposal], latencies: Sequence[float | str],
           table: Table) -> list[Row]:  # fmt: skip
-    """What each proposal costs, but for those that the engine cannot run, which are refused."""
+    """What each proposal costs; those that the engine cannot run are refused."""
     rows = []
     for proposal, ms in zip(offers, latencies, strict=True):
-        reason = cannot_run(proposal.block, ms) if isinstance(ms, str) else None
-        if isinstance(ms, float):
+        if isinstance(ms, str):
+            reason = cannot_run(proposal.block, ms)
+        else:
             cost = _with(costs(proposal.block, site, ms), _beside(bench, proposal, table.layout))
             if math.isfinite(cost["latency"]):
                 rows.append((proposal, cost))
                 continue
             reason = f"the engine cannot run what changes with it: {', '.join(name for name, _ in proposal.also)}"
-        if reason:
-            table.refusals.append(Refusal(site.name, proposal.rule, reason))
+        table.refusals.append(Refusal(site.name, proposal.rule, reason))
+        table.note(site, proposal, verdict=reason)
     return rows
+
+
+def _gaining(site: Site, rules: Sequence[Rule], rows: Sequence[Row], kept: Candidate, gains: Sequence[str],
+             table: Table) -> list[Row]:  # fmt: skip
+    """The proposals that cost less than what stands there; and why the others, and whole rules, do not serve."""
+    gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
+    for proposal, c in _lacking(rows, gaining):
+        told = ", ".join(f"{g} {c[g]:.4g} against {kept.costs[g]:.4g}" for g in gains)
+        table.note(site, proposal, verdict=f"gains nothing: {told}")
+    winners = {p.rule for p, _ in gaining}
+    for rule in rules:
+        mine = [c for p, c in rows if p.rule == rule.name]
+        if mine and rule.name not in winners:
+            best, now = min(c[gains[0]] for c in mine), kept.costs[gains[0]]
+            reason = f"no proposal gains in {gains[0]}: the best measured {best:.4g}, as it is {now:.4g}"
+            table.refusals.append(Refusal(site.name, rule.name, reason))
+    return gaining
+
+
+def _fitted(bench: Workbench, site: Site, rules: Sequence[Rule], rows: Sequence[Row], gains: Sequence[str],
+            table: Table) -> list[Fitted]:  # fmt: skip
+    """The proposals whose effect on the network is worth measuring, with weights that are fitted as well as can be."""
+    by_name = {rule.name: rule for rule in rules}
+    known = {b for name, b, _ in bench.errors if name == site.name}
+    sizes = _worth_fitting(rows, gains)
+    fits = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in sizes]
+    for proposal, _, weights in fits:
+        table.note(site, proposal, fit_error=weights.error)
+    # what others lose besides must not hide what a site gains by itself
+    fronts = [_front([f for f in fits if bool(f[0].also) == also]) for also in (False, True)]
+    chosen = [one for front in fronts for one in _spread(front, known)]
+    either = [*fronts[0], *fronts[1]]
+    left = [(one, "other sizes of its form stand for it") for one in _lacking(rows, sizes)]
+    left += [(one, "another fits as well and costs no more") for one in _lacking(fits, either)]
+    left += [(one, "others near it on the front stand for it") for one in _lacking(either, chosen)]
+    for one, reason in left:
+        table.note(site, one[0], verdict=reason)
+    refined = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in chosen]
+    for proposal, _, weights in refined:
+        table.note(site, proposal, fit_error=weights.error)
+    return refined
+
+
+def _lacking(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
+    """The rows that a step left out."""
+    left = {id(one[0]) for one in after}
+    return [one for one in before if id(one[0]) not in left]
 
 
 def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]:
@@ -182,19 +246,6 @@ def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
     return list(offers.values())
 
 
-def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[Row], gaining: Sequence[Row], kept: Candidate,
-                 gains: Sequence[str], table: Table) -> None:  # fmt: skip
-    """Says of each rule with proposals, none of which gained, by how much it fell short."""
-    winners = {p.rule for p, _ in gaining}
-    for rule in rules:
-        mine = [c for p, c in rows if p.rule == rule.name]
-        if mine and rule.name not in winners:
-            gain = gains[0]
-            best, now = min(c[gain] for c in mine), kept.costs[gain]
-            reason = f"no proposal gains in {gain}: the best measured {best:.4g}, as it is {now:.4g}"
-            table.refusals.append(Refusal(site.name, rule.name, reason))
-
-
 def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Module, prefix: Prefix,
             table: Table) -> list[Candidate]:  # fmt: skip
     """Measures how the output moves with each of the proposals, where that is not known from another table."""
@@ -211,7 +262,9 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
             table.refusals.append(Refusal(site.name, proposal.rule, why))
+            table.note(site, proposal, verdict=why)
             continue
+        table.note(site, proposal, error=error)
         edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs,
                     also=proposal.also)  # fmt: skip
         candidates.append(Candidate(site.name, edit, cost, error))

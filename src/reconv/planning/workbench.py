@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import filterfalse
 from typing import Any
 
@@ -58,6 +58,7 @@ class Outcome:
     memory: float = 0.0
     counted: Mapping[str, float] | None = None  # macs, params and memory, where the sum over sites does not tell
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
 
 
 class Workbench:
@@ -176,7 +177,7 @@ class Workbench:
         median, chosen, model = min(ran, key=lambda one: one[0])
         error = self.probe.error(model, self.finer(asked))
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, error,
-                       counted=counted, asked=asked)  # fmt: skip
+                       counted=counted, asked=asked, model=model)  # fmt: skip
 
     def _note_unable(self, variants: Sequence[tuple[tuple[Edit, ...], Timing | str]]) -> None:
         """Which edits, none of which another variant that ran has, come with a variant that the engine cannot run."""
