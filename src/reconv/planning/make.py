@@ -109,11 +109,13 @@ def plan(
 def _finished(planner: Planner, made: Plan, outcome: Outcome, score: float | None = None) -> Plan:
     """The plan of an outcome."""
     bench, tables = planner.bench, [table for _, table in planner.tables]
-    reasons = planner.unmet(outcome)
+    reasons = planner.reasons(outcome)
     refusals = (*made.refusals, *_agreed(tables), *_exact_refusals(bench, outcome))
-    return replace(made, edits=bench.timed(outcome.edits, outcome.layout), refusals=refusals, layout=outcome.layout,
-                   met=not reasons, reason="; ".join(reasons) or None, latency_ratio=outcome.ratio,
-                   measured=point(outcome, score), considered=_considered(tables, outcome))  # fmt: skip
+    changed = {e.site: str(bench.everywhere[e.site].spec) for e in outcome.edits if not e.whole}
+    return replace(made, edits=bench.timed(outcome.edits, outcome.layout), refusals=refusals,
+                   model={**made.model, "sites": changed}, layout=outcome.layout, met=not reasons,
+                   reason="; ".join(reasons) or None, latency_ratio=outcome.ratio, measured=point(outcome, score),
+                   considered=_considered(tables, outcome))  # fmt: skip
 
 
 def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Module], float] | None,
