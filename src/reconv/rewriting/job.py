@@ -98,6 +98,8 @@ def rewrite(
     inputs = tensors_of(example_inputs)
     limits, engine, found = Budget.of(budget), get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
+    for part in filter(None, (train, held)):
+        part.head(1)  # what is wrong with them is said before any work
     folder = None if out is None else Path(out)
     made = _plan_of(folder, resume) or plan(model, inputs, limits, train, engine, rules, sites, seed,
                                             ref=ref, progress=progress)  # fmt: skip
