@@ -22,12 +22,17 @@ def default_path() -> Path:
 
 
 class LatencyCache:
-    """get and put of Timings by key. A file that cannot be used is said once, and work goes on without it."""
+    """get and put of Timings by key. A file that cannot be used is said once, and work goes on without it.
+
+    What a job has put is known to it in any case; so is, instead of a Timing, why an engine could not run something,
+    which no file keeps.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
+        self.known: dict[str, Timing | str] = {}
         self.connection: sqlite3.Connection | None = None
-        self.unable: dict[str, str] = {}  # why an engine could not run something: kept for this job only
+        self.closed = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.path, timeout=10)
@@ -38,9 +43,8 @@ class LatencyCache:
             self._give_up(error)
 
     def get(self, key: str) -> Timing | str | None:
-        """What was put; of a file, a Timing."""
-        if key in self.unable or self.connection is None:
-            return self.unable.get(key)
+        if key in self.known or self.connection is None:
+            return self.known.get(key)
         try:
             row = self.connection.execute(
                 "SELECT median_ms, spread_ms, rounds FROM latency WHERE key = ?", (key,)
@@ -52,11 +56,10 @@ class LatencyCache:
         return Timing(*row) if sound else None
 
     def put(self, key: str, timing: Timing | str) -> None:
-        """Keeps a timing, or, for this job only, why there is none."""
-        if isinstance(timing, str):
-            self.unable[key] = timing
+        if self.closed:
             return
-        if self.connection is None:
+        self.known[key] = timing
+        if self.connection is None or isinstance(timing, str):
             return
         try:
             with self.connection:
@@ -66,14 +69,17 @@ class LatencyCache:
             self._give_up(error)
 
     def close(self) -> None:
+        self.closed = True
+        self.known.clear()
+        self._part()
+
+    def _part(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
 
     def _give_up(self, error: Exception) -> None:
-        self.close()
-        self.connection = sqlite3.connect(":memory:")  # what this job measures is still known to it
-        self.connection.execute(_SCHEMA)
+        self._part()
         if str(self.path) not in _complained:
             _complained.add(str(self.path))
             warnings.warn(f"the latency cache {self.path} cannot be used ({error}); measuring without it", stacklevel=3)

@@ -47,7 +47,7 @@ class TorchEager:
 
     def fingerprint(self) -> str:
         threads = self.threads or torch.get_num_threads()
-        return f"{self.engine} {torch.__version__} | {native_version()} | {threads} threads | {machine()}"
+        return f"{self.engine} {torch.__version__} | {ours()}, {native_version()} | {threads} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         before = torch.get_num_threads()
@@ -147,6 +147,13 @@ def _of_package(name: str, threads: int | None) -> Target | None:
 
     found: Target | None = PLUGINS.load(name, lambda make: make(threads), lacks)
     return found
+
+
+def ours() -> str:
+    """reconv's version: what a block is made of, and which kernel computes it, is its choice."""
+    from reconv import __version__
+
+    return f"reconv {__version__}"
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reconv.errors import conv_error
 from reconv.surgery.clone import clone
-from reconv.targets.engine import Job, machine
+from reconv.targets.engine import Job, machine, ours
 from reconv.targets.timing import Runner, Timing, interleave
 
 Make = Callable[[bytes, Sequence[Any], int], Callable[[], Sequence[Any]]]  # of a model, its inputs as arrays, threads
@@ -38,7 +38,7 @@ class ExportedEngine:
 
     def fingerprint(self) -> str:
         version, threads = import_module(self.engine).__version__, self.threads or torch.get_num_threads()
-        return f"{self.engine} {version} | torch {torch.__version__} | {threads} threads | {machine()}"
+        return f"{self.engine} {version} | torch {torch.__version__} | {ours()} | {threads} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         threads = self.threads or torch.get_num_threads()
