@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commanded import DATA, MODEL, reconv
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,65 +21,6 @@ from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
 from reconv.spec import ConvSpec
-
-SOURCE = """
-import pathlib
-import torch
-from torch import nn
-
-def make():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-                         nn.Conv2d(8, 12, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(12, 5))
-
-def data():
-    return torch.randn(40, 3, 9, 7, generator=torch.Generator().manual_seed(3))
-
-def holed():
-    return torch.full((40, 3, 9, 7), float("nan"))
-
-def doubles():
-    return data().double()
-
-def one():
-    return data()[:1]
-
-def once():
-    return iter([torch.zeros(4, 3, 9, 7)])
-
-def fails(model):
-    raise ZeroDivisionError("no batches")
-
-def flat():
-    return nn.Sequential(nn.Flatten(), nn.Linear(189, 5))
-
-def score(model):
-    calls = pathlib.Path("calls")
-    if calls.exists():
-        calls.write_text(calls.read_text() + "x")
-        if len(calls.read_text()) == 3:
-            calls.unlink()
-            raise KeyboardInterrupt
-    return 0.5
-"""
-MODEL = ["net.py:make", "--input", "1x3x9x7"]
-DATA = ["--data", "net.py:data"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """A working directory with net.py and some configurations."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "net.py").write_text(SOURCE)
-    return tmp_path
-
-
-def reconv(*args: object, status: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in args])
-    assert result.exit_code == status, (result.stdout, result.stderr, result.exception)
-    assert "Traceback" not in result.stderr
-    return result
 
 
 def test_help_and_version_are_there():
@@ -411,6 +353,9 @@ WRONG_USAGE = {
     "infinite mean": (["rewrite", *MODEL, *DATA, "--mean", "inf"], "numbers with commas"),
     "mean of no data": (["plan", *MODEL, "--mean", "0.5"], "it is for --data"),
     "std of 0": (["plan", *MODEL, *DATA, "--std", "1,0,1"], "must be positive"),
+    "wishes of another form": (["plan", *MODEL, "--wishes", "net.py"], "must hold a plan as JSON"),
+    "a plan that is none": (["rewrite", *MODEL, "--plan", "nowhere.json"], "must hold a plan as JSON"),
+    "a front too long": (["plan", *MODEL, "--front", 65], "front"),
     "no rules": (["plan", *MODEL, "--rules", " ,"], "at least one rule"),
     "no sites": (["rewrite", *MODEL, "--sites", ""], "at least one layer"),
     "data": (["rewrite", *MODEL, "--data", "somewhere"], "must be a folder of images"),
@@ -507,10 +452,6 @@ KERNEL_LINES = {
 
 @pytest.mark.parametrize("arguments, status, says", KERNEL_LINES.values(), ids=KERNEL_LINES.keys())
 def test_kernels_are_explained(arguments, status, says):
-    from typer.testing import CliRunner
-
-    from reconv.cli import app
-
     result = CliRunner().invoke(app, ["kernels", *arguments])
     assert result.exit_code == status
     assert says in result.output
@@ -518,9 +459,6 @@ def test_kernels_are_explained(arguments, status, says):
 
 @pytest.mark.parametrize("saved, told", [(0.001, True), (1.0, False)])
 def test_kernels_tells_where_a_call_costs_more_than_it_saves(saved, told, monkeypatch):
-    from typer.testing import CliRunner
-
-    from reconv.cli import app
     from reconv.ops import dispatch
 
     monkeypatch.setattr(dispatch, "saving_ms", lambda _: saved)

@@ -11,6 +11,7 @@ import torch
 from fakes import FakeTarget, grid
 from hypothesis import given
 from hypothesis import strategies as st
+from planned import DATA, IMAGE, network
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -401,17 +402,6 @@ def test_the_front_keeps_its_ends_and_what_is_known(front, known, kept, monkeypa
 # whole plans -------------------------------------------------------------------------------------
 
 
-def network(seed: int = 0) -> nn.Module:
-    """Wide enough that the rules have something to offer, small enough to be planned at once."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 24, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
-    ).eval()  # fmt: skip
-
-
-IMAGE = torch.linspace(-2, 2, 3 * 11 * 13).sin().reshape(1, 3, 11, 13)
 FAKE = FakeTarget()
 EXACT = {"fold_batch_norm", "fold_branches", "merge_linear", "trim", "fuse_activation", "kernel"}
 
@@ -431,9 +421,6 @@ FIGURES = {
     "params": lambda m: sum(p.numel() for p in m.parameters()),
     "memory": memory,
 }
-
-
-DATA = grid(40, 3, 11, 13)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,17 @@ def test_a_network_that_it_cannot_run_at_all_is_an_error_at_once(job):
     assert (target.seen, steps) == ([1], [])
 
 
+@pytest.mark.parametrize("refuses", [lambda model: True, lambda model: grouped(model)], ids=["the network", "the plan"])
+def test_a_plan_of_another_engine_is_refused_before_it_is_recovered(refuses):
+    made = reconv.plan(network(), IMAGE, "macs=0.6", target=FakeTarget(), rules="separable", sites="3")
+    assert [edit.rule for edit in made.edits] == ["separable"]
+    target, steps = FakeTarget(refuses=refuses), []
+    with pytest.raises(ConvError, match=r"^target: .* run the network as it is"):
+        reconv.rewrite(network(), IMAGE, data=grid(8, 3, 11, 13), target=target, plan=made,
+                       progress=lambda *step: steps.append(step))  # fmt: skip
+    assert steps == []
+
+
 def test_networks_are_timed_or_say_why_not():
     models = [network().train(), nn.Sequential(nn.Conv2d(3, 3, 3, groups=3))]
     timing, reason = try_networks(FakeTarget(refuses=grouped), models, (IMAGE,))

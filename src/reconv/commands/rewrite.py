@@ -30,6 +30,9 @@ def rewrite(
     sites: o.Sites = "*",
     epochs: o.Epochs = 3,
     seed: o.Seed = 0,
+    plan: o.PlanFile = None,
+    wishes: o.WishesFile = None,
+    front: o.Front = 0,
     config: o.Config = None,
     resume: o.Resume = False,
     out: o.Out = None,
@@ -46,7 +49,8 @@ def rewrite(
 
     shapes = check_flags(ctx, model, input or [], data, evaluate, trust_code)
     means, stds = scaling(mean, std, data)
-    job = j.check_job(budget, rules, target, sites)
+    job = j.check_job(budget, rules, target, sites, free=bool(plan or wishes or front))
+    ready, wished = j.read_plan(plan), j.read_wishes(wishes)
     j.check_holdout(holdout)
     folder = j.run_folder(out, model, resume)
     given = give(model, shapes, weights=weights, data=data, mean=means, std=stds, evaluate=evaluate,
@@ -55,7 +59,7 @@ def rewrite(
              "weights_hash": weights_hash(given.model)}  # fmt: skip
     settings: dict[str, Any] = {
         "input": list(given.shapes), "data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout,
-        **job, "epochs": epochs, "seed": seed,
+        **job, "epochs": epochs, "seed": seed, "plan": plan and str(plan), "wishes": wishes and str(wishes),
     }  # fmt: skip
     if resume and is_run(folder):
         j.check_same(read_config(folder), settings)
@@ -63,16 +67,17 @@ def rewrite(
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, {"model": began, "settings": settings})
         result = run(given.model, given.inputs, data=given.data, epochs=epochs, evaluate=given.evaluate,
-                     holdout=holdout, seed=seed, out=folder, resume=resume, progress=show, **job)  # fmt: skip
-        plan = named(result.plan, model)
+                     holdout=holdout, seed=seed, plan=ready, wishes=wished, front=front, out=folder, resume=resume,
+                     progress=show, **job)  # fmt: skip
+        made = named(result.plan, model)
         facts = {"latency_ratio": result.latency_ratio, "scores": result.scores}
-        save_run(folder, model=result.model, plan=plan, before=result.before, after=result.after, error=result.error,
+        save_run(folder, model=result.model, plan=made, before=result.before, after=result.after, error=result.error,
                  config={"model": began, "settings": settings, "result": facts})  # fmt: skip
-    emit(sheet(plan, result.before, result.after, result.error, result.scores), format)
-    for line in unused(plan):
+    emit(sheet(made, result.before, result.after, result.error, result.scores), format)
+    for line in unused(made):
         say(line)
-    say(f"{folder}: {verdict(plan)}")
-    if not plan.met:
+    say(f"{folder}: {verdict(made)}")
+    if not made.met:
         raise typer.Exit(3)
 
 

@@ -133,8 +133,8 @@ def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Modu
         budget = replace(made, budget=f"latency={ratio:.3g}")
         plans.append(replace(_finished(planner, budget, outcome, score), considered=()))
     progress("measuring the front", count, count)
-    best = front_of([plan.measured for plan in plans if plan.measured])
-    return tuple(sorted((p for p in plans if p.measured in best), key=lambda p: p.latency_ratio or 0.0))
+    found = {plan.measured: plan for plan in plans if plan.measured}
+    return tuple(found[one] for one in front_of(found))
 
 
 def _considered(tables: Sequence[Table], outcome: Outcome) -> tuple[Considered, ...]:

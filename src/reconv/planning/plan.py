@@ -187,8 +187,8 @@ class Plan:
         """The plan as JSON, an edit or a proposal a line."""
         parts = []
         for name, value in self.to_dict().items():
-            rows = ",\n  ".join(map(json.dumps, value)) if name in _LISTS else ""
-            parts.append(f'"{name}": [\n  {rows}\n ]' if rows else f'"{name}": {json.dumps(value)}')
+            rows = ",\n  ".join(map(_json, value)) if name in _LISTS else ""
+            parts.append(f'"{name}": [\n  {rows}\n ]' if rows else f'"{name}": {_json(value)}')
         return "{\n " + ",\n ".join(parts) + "\n}\n"
 
     def save(self, path: str | Path) -> None:
@@ -198,11 +198,19 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Reads a plan from JSON; raises ConvError where it is not one."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise _wrong("the file must hold a plan as JSON", {"path": path, "error": repr(str(error))}) from error
-        return cls.from_dict(data)
+        return cls.from_dict(read_plan_json(path))
+
+
+def read_plan_json(path: str | Path) -> Any:
+    """What a file holds; raises ConvError where it is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _wrong("the file must hold a plan as JSON", {"path": path, "error": repr(str(error))}) from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _wrong(must: str, got: Mapping[str, object]) -> ConvError:

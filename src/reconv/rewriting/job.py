@@ -15,16 +15,18 @@ from reconv.costing.summary import Summary, summary
 from reconv.data import Feed
 from reconv.planning.additions import ADDING
 from reconv.planning.budget import Budget, Limit
-from reconv.planning.make import Rules, plan
+from reconv.planning.make import Rules
+from reconv.planning.make import plan as make
 from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
+from reconv.planning.wishes import Wishes
 from reconv.rewriting.apply import change, finish
 from reconv.rewriting.recovery import recover
 from reconv.rewriting.teacher import matched
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
-from reconv.targets import Target, get_target, layout_of, time_networks, to_layout
+from reconv.targets import Target, check_runs, get_target, layout_of, time_networks, to_layout
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
 
@@ -78,6 +80,9 @@ def rewrite(
     holdout: float = 0.1,
     seed: int = 0,
     *,
+    plan: Plan | None = None,
+    wishes: Plan | Wishes | Mapping[str, Any] | None = None,
+    front: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
     ref: str | None = None,
@@ -88,6 +93,8 @@ def rewrite(
     Args:    data: a tensor, a Dataset or batches; labels are used where there are any. None: no recovery.
              epochs: of recovery; 0: none. holdout: the share of `data` that only judges.
              evaluate: a score of a network, higher is better; else the distance to the original's output judges.
+             plan: to be carried out, instead of choosing one; its budget counts where none is given.
+             wishes, front: as for `reconv.plan`; the front's scores are of networks that have not recovered yet.
              out: a run folder for plan.json, checkpoint/ and log.jsonl while the job runs; `resume` goes on there.
              ref: MODEL as the command line names it, by which `load` finds the network's structure again.
              The rest as for `plan`.
@@ -96,16 +103,23 @@ def rewrite(
     Raises:  ConvError: for a wrong budget, rule, network or data.
     """
     inputs = tensors_of(example_inputs)
-    limits, engine, found = Budget.of(budget), get_target(target), rules_named(rules)
+    limits = Budget.of(plan.budget if plan and budget is None else budget)
+    engine, found = get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
     for part in filter(None, (train, held)):
         part.head(1)  # what is wrong with them is said before any work
     folder = None if out is None else Path(out)
-    made = _plan_of(folder, resume) or plan(model, inputs, limits, train, engine, rules, sites, seed,
-                                            ref=ref, progress=progress)  # fmt: skip
+    ready = _plan_of(folder, resume) or plan
+    made = ready or make(
+        model, inputs, limits, train, engine, rules, sites, seed, wishes=wishes, front=front,
+        evaluate=evaluate, ref=ref, progress=progress,
+    )  # fmt: skip
+    made = replace(made, target=engine.name)
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
     student = to_layout(student, made.layout)  # which trains faster, too
+    for network in (model, student) if ready else ():  # the plan may have been made on another engine
+        check_runs(engine, clone(network), inputs)
     exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
     changed = any(edit.rule not in exact for edit in made.edits)
     if changed and train is not None and held is not None and epochs > 0:
@@ -116,6 +130,7 @@ def rewrite(
     student = finish(student, sites_now, made, found).eval()
     adding = {rule.name for rule in found if rule.group in ADDING}
     asked = _latency_counts(limits) if limits else not any(edit.rule in adding for edit in made.edits)
+    asked = asked and plan is None and not made.wishes.force
     made, student, latency_ratio = _measured(model, student, made, limits, inputs, engine, asked)
     scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
     finer = any(rule.group == "denser" and rule.name in {e.rule for e in made.edits} for rule in found)
