@@ -29,7 +29,11 @@ class Target(Protocol):
     def fingerprint(self) -> str: ...
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
-        """Latencies in evaluation mode, interleaved, in about so many seconds; `burst` calls of each in a round."""
+        """Latencies in evaluation mode, interleaved, in about so many seconds; `burst` calls of each in a round.
+
+        Raises:  any exception, where it cannot run one of them: that one is then left out, with what was raised as
+                 the reason.
+        """
         ...
 
 
