@@ -104,7 +104,7 @@ BudgetText = Annotated[
         help="latency, macs, params, memory: a fraction of now, or 12ms 1.2G 50M 64MiB; error: a fraction",
     ),
 ]
-TargetName = Annotated[str, typer.Option("--target", help="the engine that is measured")]
+TargetName = Annotated[str, typer.Option("--target", help="the engine that is measured; torch:1 for one thread")]
 MaybeTarget = Annotated[str | None, typer.Option("--target", help="the engine to time on; not timed without it")]
 Rules = Annotated[str, typer.Option(help="names or groups, with commas")]
 Sites = Annotated[str, typer.Option(help="which layers: names, * allowed, with commas")]

@@ -135,7 +135,7 @@ class Workbench:
     def latency(self, block: Block, site: Site, layout: str) -> float | None:
         """Milliseconds of a block in a site's place, over all of its runs; None where the engine cannot run it."""
         (found,) = self.latencies([block], site, layout)
-        return found if isinstance(found, float) else None
+        return None if isinstance(found, str) else found
 
     def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float | str]:
         """The same for several; of a block that the engine cannot run, the reason."""
@@ -144,7 +144,7 @@ class Workbench:
             problems = [Problem(b, taken(b, call), site.dtype, site.device, layout) for b in blocks]
             for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
                 so_far = totals[i]
-                if isinstance(so_far, float):
+                if not isinstance(so_far, str):
                     totals[i] = timing if isinstance(timing, str) else so_far + timing.median_ms
         return totals
 
@@ -190,6 +190,8 @@ class Workbench:
             if exact and (*edits, *exact) != variants[-1][0]:
                 variants.append(((*edits, *exact), self.with_exact(student, sites, exact)))
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
+        if not variants:
+            return None
         base, *timings = try_networks(self.engine, [self.given, *(v[1] for v in variants)], self.inputs, SECONDS)
         ran = [(t.median_ms, *v) for t, v in zip(timings, variants, strict=True) if isinstance(t, Timing)]
         self._note_unable([(v[0], t) for t, v in zip(timings, variants, strict=True)])
