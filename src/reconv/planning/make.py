@@ -16,12 +16,13 @@ from reconv.planning.budget import Budget
 from reconv.planning.considered import Considered, judged
 from reconv.planning.plan import Plan, Refusal
 from reconv.planning.planner import Planner, front_of, point
+from reconv.planning.remembered import Remembered, job_key
 from reconv.planning.table import Progress, Table
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.wishes import Wishes, guided, required
 from reconv.planning.workbench import Outcome, Workbench, spent_as_found
 from reconv.ruleset import Rule, rules_named
-from reconv.surgery import Network, Site, clone, find_sites, tensors_of
+from reconv.surgery import Network, Site, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
 from reconv.targets import Target, check_runs, get_target
 
@@ -86,8 +87,11 @@ def plan(
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
     meant = _meant(network, sites, wholes)
-    check_runs(engine, clone(model), inputs)
-    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites)
+    job = job_key(model, inputs, calibration, data is not None, found, engine, [site.name for site in meant],
+                  (wished, pinned, wholes.edits))  # fmt: skip
+    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites,
+                      Remembered(job))  # fmt: skip
+    check_runs(engine, bench.given, inputs)
     base = spent_as_found(wholes.model, network, count) if wholes.edits else now
     needed = required(list(bench.sites.values()), found, wished, pinned)
     planner = Planner(bench, limits, now, base, _forced(rules, limits), progress or _silent, needed)
@@ -106,6 +110,7 @@ def plan(
     made = replace(_finished(planner, made, outcome), alternatives=alternatives)
     made = replace(made, front=front_of([p for p in (*planner.points, *(a.measured for a in alternatives)) if p]))
     bench.cache.close()
+    bench.remembered.save()
     return made
 
 
@@ -132,7 +137,7 @@ def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Modu
         progress("measuring the front", step, count)
         ratio = fastest ** (1 - step / max(count - 1, 1))
         outcome = planner.within(ratio) if step else outcome
-        score = None if evaluate is None or outcome.model is None else float(evaluate(outcome.model))
+        score = None if evaluate is None else float(evaluate(planner.model_of(outcome)))
         budget = replace(made, budget=f"latency={ratio:.3g}")
         plans.append(replace(_finished(planner, budget, outcome, score), considered=()))
     progress("measuring the front", count, count)

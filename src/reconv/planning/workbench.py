@@ -19,6 +19,7 @@ from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
+from reconv.planning.remembered import Remembered
 from reconv.planning.together import in_turn
 from reconv.planning.wholes import Wholes
 from reconv.ruleset import Rule
@@ -62,13 +63,24 @@ class Outcome:
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
     model: nn.Module | None = field(default=None, repr=False, compare=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Without the edits that were asked for, and the model."""
+        figures = {name: getattr(self, name) for name in ("ratio", "latency_ms", "original_ms", "error")}
+        return {"edits": [e.to_dict() for e in self.edits], "layout": self.layout, **figures,
+                "counted": self.counted and dict(self.counted)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
+        return cls(**{**data, "edits": tuple(map(Edit.from_dict, data["edits"]))})
+
 
 class Workbench:
     """The original, what it is measured with, and the fits made so far."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
                  engine: Target, calibration: Sequence[Batch], restat: bool,
-                 wholes: Wholes | None = None, everywhere: Sequence[Site] = ()) -> None:  # fmt: skip
+                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (),
+                 remembered: Remembered | None = None) -> None:  # fmt: skip
         self.given = clone(model).eval()
         self.wholes = wholes or Wholes(self.given)
         self.original = self.wholes.model  # what is edited
@@ -80,7 +92,7 @@ class Workbench:
         self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
         exact = [rule for rule in rules if rule.group == "exact"]
         self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
-        self.cache = LatencyCache()
+        self.cache, self.remembered = LatencyCache(), remembered or Remembered(None)
         self.probe = Probe(self.given, calibration)
         self.scout = Probe(self.given, first(calibration, SCOUTED))
         self.responses = Gathered(self.original, calibration, sites) if restat else None
@@ -94,7 +106,12 @@ class Workbench:
 
     def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Weights:
         """The starting weights of an edit, from the table where it made them; of several modules as these are now."""
-        known = None if edit.also else self.weights.get((site.name, edit.block))
+        if edit.also:
+            return Fit(self.rules)(site, edit)
+        known, own = self.weights.get((site.name, edit.block)), self.sites.get(site.name)
+        rule = next((rule for rule in self.rules if rule.name == edit.rule and rule.group == "smaller"), None)
+        if known is None and rule and own and own.block == site.block:  # its row was remembered, not measured
+            return self.refined(own, Proposal(edit.rule, edit.block, edit.absorbs), rule)
         return known or Fit(self.rules)(site, edit)
 
     def weights_of(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
@@ -170,11 +187,26 @@ class Workbench:
         several = self.exact_rules and not self.exports
         return layouts_of(self.given) if several else (layout_of(self.given),)
 
-    def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
+    def judge(self, edits: Sequence[Edit], layout: str, again: bool = False) -> Outcome | None:
         """Applies edits after those of whole modules, and none, some or all of the exact rules; measures the fastest.
 
         None where none runs: `unable` says why, and of the exact edits with which the engine does not run it.
+
+        Args:    again: whether it is measured though an earlier plan did; then the outcome has its model.
         """
+        key = ("whole", layout, *(edit.to_dict() for edit in edits))
+        known = None if again else self.remembered.get(*key)
+        if known is not None:
+            self.unable |= {(site, rule): reason for site, rule, reason in known["unable"]}
+            return replace(Outcome.from_dict(known["outcome"]), asked=tuple(edits))
+        outcome = self._measured(edits, layout)
+        if outcome is not None:
+            self.remembered.put(
+                {"outcome": outcome.to_dict(), "unable": [[*k, v] for k, v in self.unable.items()]}, *key
+            )
+        return outcome
+
+    def _measured(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
         asked, edits = tuple(edits), in_turn(edits, self.sites)
         student, sites = apply_edits(clone(self.original), self.everywhere, edits, self.fit)
         sites = {name: site for name, site in sites.items() if name in self.sites}
