@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -515,6 +516,20 @@ def test_exact_rules_are_kept_as_far_as_they_measure_faster():
     assert [(e.site, e.rule) for e in made.edits] == [("0", "fold_batch_norm"), ("3", "fold_batch_norm")]
     reasons = {(r.site, r.rule): r.reason for r in made.refusals}
     assert reasons["0", "fuse_activation"] == "the network measured no faster with it"
+
+
+@dataclass(frozen=True)
+class Exporting(FakeTarget):
+    exports: bool = True
+
+
+def test_an_engine_of_exported_networks_is_spared_what_is_pytorchs_own():
+    last = {"channels_last": 0.5}
+    free, made = (plan(network(), IMAGE, "latency=0.5", None, t) for t in (FakeTarget(**last), Exporting(**last)))
+    assert (free.layout, made.layout) == ("channels_last", "contiguous")
+    assert not {"fuse_activation", "kernel"} & {e.rule for e in made.edits}
+    said = {r.rule: r.reason for r in made.refusals if r.site == "*"}
+    assert said["kernel"] == "fake runs the network exported, and sees to that itself"
 
 
 def test_exact_rules_without_a_budget_fold_and_fuse():

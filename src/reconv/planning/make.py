@@ -97,6 +97,9 @@ def plan(
     _check_required(planner, outcome, needed)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
     refusals += [*wholes.refusals, *_unasked(rewriting, adding, wholes, limits, needed), *unserved]
+    if bench.exports:
+        refusals += [Refusal("*", r.name, f"{engine.name} runs the network exported, and sees to that itself")
+                     for r in found if getattr(r, "eager", False)]  # fmt: skip
     made = Plan((), tuple(refusals), {"ref": ref, "hash": structure_hash(model)}, limits.text, engine.name,
                 fit="weights" if data is None else "responses", wishes=wished)  # fmt: skip
     alternatives = _front(planner, made, front, evaluate, progress or _silent)

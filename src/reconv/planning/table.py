@@ -96,10 +96,11 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     prefix = Prefix(model, bench.scout.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
-        kept, rows = _timed(bench, site, rules, table)
+        wanted = () if site.name in required else gains
+        kept, rows = _timed(bench, site, rules, wanted, table)
         if kept is None:
             continue
-        gaining = _gaining(site, rules, rows, kept, () if site.name in required else gains, table)
+        gaining = _gaining(site, rules, rows, kept, wanted, table)
         front = _fitted(bench, site, rules, gaining, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
@@ -114,19 +115,42 @@ Row = tuple[Proposal, dict[str, float]]
 Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
-def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], table: Table) -> tuple[Candidate | None, list[Row]]:
-    """What the site costs as it is (None where the engine cannot run that), and with each proposal."""
+def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequence[str],
+           table: Table) -> tuple[Candidate | None, list[Row]]:  # fmt: skip
+    """What the site costs as it is (None where the engine cannot run that), and with each proposal that may win."""
     offers = _offers(site, rules, table)
-    finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
-    now, *latencies = bench.latencies(finished, site, table.layout)
+    standing = bench.finished(site, site.block)
+    pairs = [(p, bench.finished(site, p.block, p.absorbs)) for p in offers]
+    if tuple(gains) == ("latency",):
+        pairs = _hopeful(bench, site, rules, standing, pairs, table)
+    now, *latencies = bench.latencies([standing, *(block for _, block in pairs)], site, table.layout)
     if isinstance(now, str):
-        table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(finished[0], now)}"))
+        table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(standing, now)}"))
         return None, []
     kept = Candidate(site.name, None, costs(site.block, site, now))
-    rows = _able(bench, site, offers, latencies, table)
+    rows = _able(bench, site, [p for p, _ in pairs], latencies, table)
     for proposal, cost in rows:
         table.note(site, proposal, latency_ms=cost["latency"], **{n: cost[n] for n in COSTS if n != "latency"})
     return kept, rows
+
+
+def _hopeful(bench: Workbench, site: Site, rules: Sequence[Rule], standing: Block,
+             pairs: Sequence[tuple[Proposal, Block]], table: Table) -> list[tuple[Proposal, Block]]:  # fmt: skip
+    """The proposals, each with the form that will run, that may be faster by what this machine can reach."""
+    bounds = bench.bounds([block for _, block in pairs], site)
+    most = GAIN * bench.about(standing, site, table.layout) if any(bounds) else math.inf
+    least = {id(p): bound for (p, _), bound in zip(pairs, bounds, strict=True) if bound >= most and not p.also}
+    for rule in rules:
+        mine = [p for p, _ in pairs if p.rule == rule.name]
+        if mine and all(id(p) in least for p in mine):
+            best = min(least[id(p)] for p in mine)
+            reason = f"no proposal can gain in latency: on this machine the best takes {best:.4g} ms at least"
+            table.refusals.append(Refusal(site.name, rule.name, reason))
+    for proposal, _ in pairs:
+        if id(proposal) in least:
+            reason = f"cannot be faster: at best {least[id(proposal)]:.4g} ms on this machine"
+            table.note(site, proposal, verdict=reason)
+    return [pair for pair in pairs if id(pair[0]) not in least]
 
 
 def _able(bench: Workbench, site: Site, offers: Sequence[Proposal], latencies: Sequence[float | str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import filterfalse
@@ -13,6 +14,7 @@ from torch import nn
 from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, first, seeded
 from reconv.layers import build
+from reconv.planning.bounds import bound_ms, machine_of
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
@@ -75,7 +77,9 @@ class Workbench:
             sites, everywhere = with_data(sites, calibration), with_data(everywhere, calibration)
         self.sites = {site.name: site for site in sites}
         self.everywhere = {site.name: site for site in everywhere} | self.sites
-        self.exact_rules = [rule for rule in rules if rule.group == "exact"]
+        self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
+        exact = [rule for rule in rules if rule.group == "exact"]
+        self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
         self.cache = LatencyCache()
         self.probe = Probe(self.given, calibration)
         self.scout = Probe(self.given, first(calibration, SCOUTED))
@@ -144,10 +148,27 @@ class Workbench:
                     totals[i] = timing if isinstance(timing, str) else so_far + timing.median_ms
         return totals
 
+    def bounds(self, blocks: Sequence[Block], site: Site) -> list[float]:
+        """Milliseconds below which no engine of this machine runs a block in a site's place; 0 where not known."""
+        machine = machine_of(self.engine, site.device, site.dtype)
+        if machine is None:
+            return [0.0] * len(blocks)
+        return [sum(bound_ms(b, taken(b, call), machine, site.dtype) for call in site.calls) for b in blocks]
+
+    def about(self, block: Block, site: Site, layout: str) -> float:
+        """Roughly the latency of a block, which leaves no mark in the cache; infinite where it does not run."""
+        total = 0.0
+        for call in site.calls:
+            problem = Problem(block, taken(block, call), site.dtype, site.device, layout)
+            (timing,) = time_blocks(self.engine, [problem], self.cache, keep=False)
+            total += timing.median_ms if isinstance(timing, Timing) else math.inf
+        return total
+
     @property
     def layouts(self) -> tuple[str, ...]:
         """Memory formats to try: the network's own, and any other where exact rules are asked for."""
-        return layouts_of(self.given) if self.exact_rules else (layout_of(self.given),)
+        several = self.exact_rules and not self.exports
+        return layouts_of(self.given) if several else (layout_of(self.given),)
 
     def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
         """Applies edits after those of whole modules, and none, some or all of the exact rules; measures the fastest.

@@ -43,15 +43,20 @@ class Problem:
         return f"{self.block} | {shape} | {self.dtype} | {where} | {self.layout} | {target.fingerprint()}"
 
 
-def time_blocks(target: Target, problems: Sequence[Problem], cache: LatencyCache | None = None) -> list[Timing | str]:
-    """Timings of the problems, interleaved, or from the cache; of what the engine cannot run, the reason."""
+def time_blocks(
+    target: Target, problems: Sequence[Problem], cache: LatencyCache | None = None, keep: bool = True
+) -> list[Timing | str]:
+    """Timings of the problems, interleaved, or from the cache; of what the engine cannot run, the reason.
+
+    Args:    keep: whether the cache is to know what was measured.
+    """
     known: dict[Problem, Timing | str | None] = {p: cache.get(p.key(target)) if cache else None for p in problems}
     missing = [p for p, timing in known.items() if timing is None]
     if missing:
         timings = measured(target, [_job(p) for p in missing], SECONDS_PER_BLOCK * len(missing))
         for problem, timing in zip(missing, timings, strict=True):
             known[problem] = timing
-            if cache:
+            if cache and keep:
                 cache.put(problem.key(target), timing)
     return [found for p in problems if (found := known[p]) is not None]
 
