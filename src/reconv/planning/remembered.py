@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ class Remembered:
             for old in sorted(self.path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)[:-MOST]:
                 old.unlink(missing_ok=True)
         except (OSError, ValueError):
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def job_key(
