@@ -19,9 +19,9 @@ from reconv.planning.planner import Planner, front_of, point
 from reconv.planning.table import Progress, Table
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.wishes import Wishes, guided, required
-from reconv.planning.workbench import Outcome, Workbench, spent_as_found
+from reconv.planning.workbench import Outcome, Workbench, memory_of, spent_as_found
 from reconv.ruleset import Rule, rules_named
-from reconv.surgery import Network, Site, find_sites, tensors_of
+from reconv.surgery import Network, Site, clone, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
 from reconv.targets import Target, get_target
 
@@ -80,14 +80,15 @@ def plan(
     calibration = [Batch(inputs)] if data is None else Feed.of(data, inputs).head(CALIBRATION, seed)
     network = find_sites(model, inputs, observers=[count])
     wished.check(network.sites, asked)
-    now = spent_as_found(model, network, count)
+    own = spent_as_found(model, count)
     wholes = rewrite_wholes(model, inputs, found, _by_name(rules), sites, engine, _forced(rules, limits))
     if wholes.edits:
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
     bench = Workbench(model, inputs, _meant(network, sites, wholes), found, engine, calibration, data is not None,
-                      wholes, network.sites)  # fmt: skip
-    base = spent_as_found(wholes.model, network, count) if wholes.edits else now
+                      wholes, network.sites, network.peak_elsewhere)  # fmt: skip
+    base = spent_as_found(wholes.model, count) if wholes.edits else own
+    now = own | {"memory": memory_of(clone(bench.given), inputs)}
     needed = required(list(bench.sites.values()), found, wished, pinned)
     planner = Planner(bench, limits, now, base, _forced(rules, limits), progress or _silent, needed)
     outcome = planner.search([r for r in rewriting if r.group != DENSER] if limits or needed or front else [])
