@@ -24,6 +24,12 @@ def data():
 def holed():
     return torch.full((40, 3, 9, 7), float("nan"))
 
+def doubles():
+    return data().double()
+
+def one():
+    return data()[:1]
+
 def once():
     return iter([torch.zeros(4, 3, 9, 7)])
 

@@ -385,6 +385,15 @@ FAILURES = {
     "no weights": (["summary", *MODEL, "--weights", "w.pt"], "must exist"),
     "NaN in the data": (["rewrite", *MODEL, "--data", "net.py:holed", "--budget", "macs=0.6"], "finite"),
     "data of another shape": (["rewrite", *MODEL, "--data", "d.npz", "--budget", "macs=0.6"], "channels"),
+    "whole numbers for data": (
+        ["rewrite", *MODEL, "--data", "i.npz", "--budget", "macs=0.6"],
+        "got dtype=torch.int64, example_inputs=torch.float32",
+    ),
+    "doubles for data": (
+        ["plan", *MODEL, "--data", "net.py:doubles", "--budget", "macs=0.6"],
+        "got dtype=torch.float64, example_inputs=torch.float32",
+    ),
+    "one image": (["rewrite", *MODEL, "--data", "net.py:one", "--budget", "macs=0.6"], "two samples to hold one out"),
     "one-shot data": (["rewrite", *MODEL, "--data", "net.py:once", "--budget", "macs=0.6"], "more than one pass"),
     "a judge that fails": (
         ["rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 0, "--evaluate", "net.py:fails"],
@@ -397,6 +406,7 @@ FAILURES = {
 @pytest.mark.parametrize("args, message", FAILURES.values(), ids=FAILURES)
 def test_a_failure_is_one_line(here, args, message):
     np.savez("d.npz", x=np.zeros((8, 4, 9, 7), np.float32))
+    np.savez("i.npz", x=np.zeros((8, 3, 9, 7), np.int64))
     shown = reconv(*args, status=1)
     assert message in shown.stderr
     assert shown.stderr.startswith("Error: ")

@@ -55,3 +55,19 @@ def test_the_nodes_are_those_of_torch(text, shape, monkeypatch):
 )  # fmt: skip
 def test_all_else_is_left_to_torch(layer, inputs):
     assert onnx_of(layer, inputs) is None
+
+
+def test_a_network_is_traced_again_only_when_it_has_changed(monkeypatch):
+    traced: list[nn.Module] = []
+    monkeypatch.setattr(exported, "_traced", lambda model, inputs: traced.append(model) or b"")
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 2)), torch.ones(1, 3, 7, 7)
+    for inputs in ((x,), (x + 1,)):
+        onnx_bytes(net, inputs)
+    assert len(traced) == 1
+    onnx_bytes(net, (torch.ones(2, 3, 7, 7),))
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    onnx_bytes(net, (x,))
+    net[1] = nn.Identity()
+    onnx_bytes(net, (x,))
+    assert len(traced) == 4

@@ -23,7 +23,7 @@ from reconv.planning.workbench import Outcome, Workbench, memory_of, spent_as_fo
 from reconv.ruleset import Rule, rules_named
 from reconv.surgery import Network, Site, clone, find_sites, tensors_of
 from reconv.surgery.fingerprint import structure_hash
-from reconv.targets import Target, get_target
+from reconv.targets import Target, check_runs, get_target
 
 CALIBRATION = 64  # samples on which errors are measured
 FASTEST = 1e-3  # of the latency: what no network reaches
@@ -85,8 +85,10 @@ def plan(
     if wholes.edits:
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
-    bench = Workbench(model, inputs, _meant(network, sites, wholes), found, engine, calibration, data is not None,
-                      wholes, network.sites, network.peak_elsewhere)  # fmt: skip
+    meant = _meant(network, sites, wholes)
+    check_runs(engine, clone(model), inputs)
+    bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites,
+                      network.peak_elsewhere)  # fmt: skip
     base = spent_as_found(wholes.model, count) if wholes.edits else own
     now = own | {"memory": memory_of(clone(bench.given), inputs)}
     needed = required(list(bench.sites.values()), found, wished, pinned)
@@ -97,6 +99,9 @@ def plan(
     _check_required(planner, outcome, needed)
     refusals = [Refusal(name, "*", reason) for name, reason in network.refusals]
     refusals += [*wholes.refusals, *_unasked(rewriting, adding, wholes, limits, needed), *unserved]
+    if bench.exports:
+        refusals += [Refusal("*", r.name, f"{engine.name} runs the network exported, and sees to that itself")
+                     for r in found if getattr(r, "eager", False)]  # fmt: skip
     made = Plan((), tuple(refusals), {"ref": ref, "hash": structure_hash(model)}, limits.text, engine.name,
                 fit="weights" if data is None else "responses", wishes=wished)  # fmt: skip
     alternatives = _front(planner, made, front, evaluate, progress or _silent)
@@ -109,11 +114,13 @@ def plan(
 def _finished(planner: Planner, made: Plan, outcome: Outcome, score: float | None = None) -> Plan:
     """The plan of an outcome."""
     bench, tables = planner.bench, [table for _, table in planner.tables]
-    reasons = planner.unmet(outcome)
+    reasons = planner.reasons(outcome)
     refusals = (*made.refusals, *_agreed(tables), *_exact_refusals(bench, outcome))
-    return replace(made, edits=bench.timed(outcome.edits, outcome.layout), refusals=refusals, layout=outcome.layout,
-                   met=not reasons, reason="; ".join(reasons) or None, latency_ratio=outcome.ratio,
-                   measured=point(outcome, score), considered=_considered(tables, outcome))  # fmt: skip
+    changed = {e.site: str(bench.everywhere[e.site].spec) for e in outcome.edits if not e.whole}
+    return replace(made, edits=bench.timed(outcome.edits, outcome.layout), refusals=refusals,
+                   model={**made.model, "sites": changed}, layout=outcome.layout, met=not reasons,
+                   reason="; ".join(reasons) or None, latency_ratio=outcome.ratio, measured=point(outcome, score),
+                   considered=_considered(tables, outcome))  # fmt: skip
 
 
 def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Module], float] | None,
@@ -164,7 +171,10 @@ def _check_required(planner: Planner, outcome: Outcome, needed: Mapping[str, str
     missing = needed.keys() - {edit.site for edit in outcome.asked}
     for site in sorted(missing):
         why = {
-            r.reason for _, table in planner.tables for r in table.refusals if r.site == site and r.rule == needed[site]
+            r.reason
+            for _, table in planner.tables
+            for r in table.refusals
+            if r.site == site and r.rule in ("*", needed[site])
         }
         raise conv_error("plan", "a forced proposal must be possible", got={"site": site, "rule": needed[site]},
                          do="; ".join(sorted(why)) or "The network does not run with it, or other edits exclude it.",
@@ -205,9 +215,8 @@ def _exact_refusals(bench: Workbench, outcome: Outcome) -> list[Refusal]:
     edits, refusals = bench.exact_edits(bench.sites, outcome.layout)
     edits = [*bench.wholes.edits, *edits]
     used = {(e.site, e.rule) for e in outcome.edits}
-    slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in edits
-              if (e.site, e.rule) not in used]  # fmt: skip
-    return refusals + slower
+    unused = {(e.site, e.rule): "the network measured no faster with it" for e in edits} | bench.unable
+    return refusals + [Refusal(*key, reason) for key, reason in unused.items() if key not in used]
 
 
 def _agreed(tables: Sequence[Table]) -> list[Refusal]:

@@ -85,7 +85,8 @@ class Point:
 class Plan:
     """Edits in the order in which they are applied, and the refusals.
 
-    Args:    model: {"ref": what the command line called it, "hash": of its structure}.
+    Args:    model: {"ref": what the command line called it, "hash": of its structure, "sites": what the convolutions
+             were that the edits change}.
              budget: as given, in its text form; None for none.
              layout: memory format in which the whole network measured fastest.
              fit: what the errors of its edits were measured after: a fit on the "responses" of the layers to real
@@ -103,7 +104,7 @@ class Plan:
 
     edits: tuple[Edit, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    model: Mapping[str, str | None] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
     budget: str | None = None
     target: str = "torch"
     layout: str = "contiguous"
@@ -116,6 +117,11 @@ class Plan:
     front: tuple[Point, ...] = ()
     considered: tuple[Considered, ...] = ()
     alternatives: tuple[Plan, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def sites(self) -> dict[str, str]:
+        """The convolutions that its edits change, as they were, by name; a plan written by hand may tell none."""
+        return dict(self.model.get("sites") or {})
 
     @property
     def wholes(self) -> tuple[Edit, ...]:
@@ -163,6 +169,9 @@ class Plan:
         if data.get("format") != FORMAT:
             raise _wrong(f"format must be {FORMAT}", {"format": data.get("format")})
         known = {name: _typed(data, name) for name in _TYPES if name in data}
+        sites = known.get("model", {}).get("sites", {})
+        if not isinstance(sites, dict) or not all(isinstance(text, str) for text in sites.values()):
+            raise _wrong("model.sites must be an object of texts", {"sites": repr(sites)})
         if known.get("layout", LAYOUTS[0]) not in LAYOUTS:
             raise _wrong(f"layout must be one of {', '.join(LAYOUTS)}", {"layout": known["layout"]})
         if known.get("fit", FITS[0]) not in FITS:

@@ -9,9 +9,10 @@ from reconv.planning.additions import additions
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.plan import Edit, Point, Refusal
 from reconv.planning.search import beyond, cheapest, choose
-from reconv.planning.table import PARTS, Candidate, Progress, Table, measure
+from reconv.planning.table import PARTS, Candidate, Progress, Table, costs, measure
 from reconv.planning.workbench import Outcome, Workbench
 from reconv.ruleset import Rule
+from reconv.surgery.outputs import tensors_in
 from reconv.targets import layout_of
 
 CORRECTIONS = 4  # times the search is repeated with what the whole network taught
@@ -85,7 +86,8 @@ class Planner:
             return without, refusals
         judged = [outcome for layout in self.bench.layouts if (outcome := self.bench.judge(edits, layout))]
         if not judged:
-            return without, refusals + [Refusal(e.site, e.rule, "the network does not run with it") for e in edits]
+            unable = {(e.site, e.rule): "the network does not run with it" for e in edits} | self.bench.unable
+            return without, refusals + [Refusal(e.site, e.rule, unable[e.site, e.rule]) for e in edits]
         return min(judged, key=lambda outcome: outcome.ratio), refusals
 
     def doubtful(self, best: Outcome) -> bool:
@@ -188,6 +190,29 @@ class Planner:
                 got[name] = getattr(outcome, name) / (1 if limit.absolute else self.now[name])
         return got
 
+    def reasons(self, outcome: Outcome) -> list[str]:
+        """The same, and where no choice could have kept a limit."""
+        least, told = self.outside(), []
+        for reason in self.unmet(outcome):
+            name = reason.partition(":")[0]
+            limit, floor = self.budget.limits[name], least.get(name, 0.0)
+            if floor > limit.amount(self.now.get(name, 0.0)):
+                share = f"{floor:.3g}" if limit.absolute else f"{floor / self.now[name]:.3g} of it"
+                reason += f", and at least {share} lies outside the sites that can change"
+            told.append(reason)
+        return told
+
+    def outside(self) -> dict[str, float]:
+        """What is no site's and changes with none: macs, params and memory that stay whatever is chosen."""
+        if not self.tables:
+            return {}
+        edits = [c.edit for _, table in self.tables for row in table.candidates.values() for c in row if c.edit]
+        names = {*self.bench.sites, *(name for edit in edits for name, _ in edit.also)}
+        reached = [costs_of(self.bench, name) for name in names]
+        least = {name: value - sum(one.get(name, 0.0) for one in reached) for name, value in self.base.items()}
+        least["memory"] = least.pop("weight_bytes") + sum(x.nbytes for x in tensors_in(self.bench.inputs))
+        return least if all("macs" in one for one in reached) else {k: v for k, v in least.items() if k != "macs"}
+
     def tight(self, outcome: Outcome) -> bool:
         """Whether a limit is used up, of those that the rows tell of only roughly."""
         got, rough = self.reached(outcome), [name for name in ("latency", "memory") if name in self.budget]
@@ -223,6 +248,14 @@ class Planner:
     def lacks(self, outcome: Outcome) -> int:
         """How many of the sites that must change do not."""
         return len(self.required - {edit.site for edit in outcome.asked})
+
+
+def costs_of(bench: Workbench, name: str) -> dict[str, float]:
+    """What a module costs as it is; of one that is no convolution the parameters alone are known."""
+    if site := bench.everywhere.get(name):
+        return costs(site.block, site, 0.0)
+    parameters = list(bench.original.get_submodule(name).parameters())
+    return {"params": sum(p.numel() for p in parameters), "weight_bytes": sum(p.nbytes for p in parameters)}
 
 
 def point(outcome: Outcome, score: float | None = None) -> Point:

@@ -19,7 +19,7 @@ from reconv.planning.edits import filled
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.together import beyond_sums
-from reconv.planning.workbench import Workbench
+from reconv.planning.workbench import Workbench, cannot_run
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, macs, params, parse, peak_bytes
@@ -94,26 +94,30 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
              required: sites that must change, whatever that costs.
     """
-    table, rules = Table(layout, elsewhere=_elsewhere(bench)), tuple(rules)
+    table, rules = Table(layout), tuple(rules)
     model = to_layout(clone(bench.original), layout)
     prefix = Prefix(model, bench.scout.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
         wanted = () if site.name in required else gains
         kept, rows = _timed(bench, site, rules, wanted, table)
+        if kept is None:
+            continue
         gaining = _gaining(site, rules, rows, kept, wanted, table)
         front = _fitted(bench, site, rules, gaining, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
+    table.elsewhere = _elsewhere(bench, table)
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
-    table.apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
-                              lambda name, text: _as(bench, name, text, layout))  # fmt: skip
+    apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
+                        lambda name, text: _as(bench, name, text, layout))  # fmt: skip
+    table.apart = {pair: more for pair, more in apart.items() if math.isfinite(more["latency"])}
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table
 
 
-def _elsewhere(bench: Workbench) -> float:
-    """The most bytes of activations alive while none of the sites runs, but maybe one that stays as it is."""
-    stay = (site for name, site in bench.everywhere.items() if name not in bench.sites)
+def _elsewhere(bench: Workbench, table: Table) -> float:
+    """The most bytes of activations alive while none of the table's sites runs."""
+    stay = (site for name, site in bench.everywhere.items() if name not in table.candidates)
     return max([bench.peak_elsewhere, *(costs(site.block, site, 0.0)["peak_bytes"] for site in stay)])
 
 
@@ -122,45 +126,60 @@ Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
 def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequence[str],
-           table: Table) -> tuple[Candidate, list[Row]]:  # fmt: skip
-    """What the site costs as it is, and with each proposal that may win."""
+           table: Table) -> tuple[Candidate | None, list[Row]]:  # fmt: skip
+    """What the site costs as it is (None where the engine cannot run that), and with each proposal that may win."""
     offers = _offers(site, rules, table)
-    now, *finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
+    standing = bench.finished(site, site.block)
+    pairs = [(p, bench.finished(site, p.block, p.absorbs)) for p in offers]
     if tuple(gains) == ("latency",):
-        hopeless = _hopeless(bench, site, now, offers, finished, table)
-        for proposal, least in ((p, least) for p, least in zip(offers, hopeless, strict=True) if least):
-            table.note(site, proposal, verdict=f"cannot be faster: at best {least:.4g} ms on this machine")
-        _note_hopeless(site, rules, offers, hopeless, table)
-        left = [pair for pair, least in zip(zip(offers, finished, strict=True), hopeless, strict=True) if not least]
-        offers, finished = [p for p, _ in left], [block for _, block in left]
-    latencies = bench.latencies([now, *finished], site, table.layout)
-    kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
-    rows = [(p, _with(costs(p.block, site, ms), _beside(bench, p, table.layout)))
-            for p, ms in zip(offers, latencies[1:], strict=True)]  # fmt: skip
+        pairs = _hopeful(bench, site, rules, standing, pairs, table)
+    now, *latencies = bench.latencies([standing, *(block for _, block in pairs)], site, table.layout)
+    if isinstance(now, str):
+        table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(standing, now)}"))
+        return None, []
+    kept = Candidate(site.name, None, costs(site.block, site, now))
+    rows = _able(bench, site, [p for p, _ in pairs], latencies, table)
     for proposal, cost in rows:
         table.note(site, proposal, latency_ms=cost["latency"], macs=cost["macs"], params=cost["params"],
                    memory=cost["weight_bytes"] + cost["peak_bytes"])  # fmt: skip
     return kept, rows
 
 
-def _hopeless(bench: Workbench, site: Site, now: Block, offers: Sequence[Proposal], finished: Sequence[Block],
-              table: Table) -> list[float]:  # fmt: skip
-    """Of each block that cannot be faster than what stands there the least that it can take; 0 for others."""
-    bounds = [0.0 if p.also else least for p, least in zip(offers, bench.bounds(finished, site), strict=True)]
-    if not any(bounds):
-        return bounds
-    most = GAIN * bench.about(now, site, table.layout)
-    return [least if least >= most else 0.0 for least in bounds]
-
-
-def _note_hopeless(site: Site, rules: Sequence[Rule], offers: Sequence[Proposal], hopeless: Sequence[float],
-                   table: Table) -> None:  # fmt: skip
-    """Says so of rules that offer nothing else."""
+def _hopeful(bench: Workbench, site: Site, rules: Sequence[Rule], standing: Block,
+             pairs: Sequence[tuple[Proposal, Block]], table: Table) -> list[tuple[Proposal, Block]]:  # fmt: skip
+    """The proposals, each with the form that will run, that may be faster by what this machine can reach."""
+    bounds = bench.bounds([block for _, block in pairs], site)
+    most = GAIN * bench.about(standing, site, table.layout) if any(bounds) else math.inf
+    least = {id(p): bound for (p, _), bound in zip(pairs, bounds, strict=True) if bound >= most and not p.also}
     for rule in rules:
-        mine = [least for p, least in zip(offers, hopeless, strict=True) if p.rule == rule.name]
-        if mine and all(mine):
-            reason = f"no proposal can gain in latency: on this machine the best takes {min(mine):.4g} ms at least"
+        mine = [p for p, _ in pairs if p.rule == rule.name]
+        if mine and all(id(p) in least for p in mine):
+            best = min(least[id(p)] for p in mine)
+            reason = f"no proposal can gain in latency: on this machine the best takes {best:.4g} ms at least"
             table.refusals.append(Refusal(site.name, rule.name, reason))
+    for proposal, _ in pairs:
+        if id(proposal) in least:
+            reason = f"cannot be faster: at best {least[id(proposal)]:.4g} ms on this machine"
+            table.note(site, proposal, verdict=reason)
+    return [pair for pair in pairs if id(pair[0]) not in least]
+
+
+def _able(bench: Workbench, site: Site, offers: Sequence[Proposal], latencies: Sequence[float | str],
+          table: Table) -> list[Row]:  # fmt: skip
+    """What each proposal costs; those that the engine cannot run are refused."""
+    rows = []
+    for proposal, ms in zip(offers, latencies, strict=True):
+        if isinstance(ms, str):
+            reason = cannot_run(proposal.block, ms)
+        else:
+            cost = _with(costs(proposal.block, site, ms), _beside(bench, proposal, table.layout))
+            if math.isfinite(cost["latency"]):
+                rows.append((proposal, cost))
+                continue
+            reason = f"the engine cannot run what changes with it: {', '.join(name for name, _ in proposal.also)}"
+        table.refusals.append(Refusal(site.name, proposal.rule, reason))
+        table.note(site, proposal, verdict=reason)
+    return rows
 
 
 def _gaining(site: Site, rules: Sequence[Rule], rows: Sequence[Row], kept: Candidate, gains: Sequence[str],
@@ -215,7 +234,10 @@ def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]
 
 
 def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, float]:
-    """What the modules that change with a site cost more (or less), each in its own place."""
+    """What the modules that change with a site cost more (or less), each in its own place.
+
+    The latency is NaN where the engine cannot run one of them.
+    """
     total: dict[str, float] = {}
     for name, text in proposal.also:
         if name in bench.everywhere:
@@ -241,8 +263,9 @@ def _as(bench: Workbench, name: str, text: str, layout: str) -> dict[str, float]
     site, block = bench.everywhere[name], parse(text)
     key = (name, block, layout)
     if key not in bench.beside:
-        (ms,) = bench.latencies([bench.finished(site, block)], site.after(block, site.tensors), layout)
-        bench.beside[key] = costs(block, site.after(block, site.tensors), ms) | {"peak_bytes": 0.0}
+        ms = bench.latency(bench.finished(site, block), site.after(block, site.tensors), layout)
+        known = costs(block, site.after(block, site.tensors), math.nan if ms is None else ms)
+        bench.beside[key] = known | {"peak_bytes": 0.0}
     return dict(bench.beside[key])
 
 

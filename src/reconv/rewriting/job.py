@@ -26,7 +26,7 @@ from reconv.rewriting.teacher import matched
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
-from reconv.targets import Target, get_target, layout_of, time_networks, to_layout
+from reconv.targets import Target, check_runs, get_target, layout_of, time_networks, to_layout
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
 
@@ -106,8 +106,11 @@ def rewrite(
     limits = Budget.of(plan.budget if plan and budget is None else budget)
     engine, found = get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
+    for part in filter(None, (train, held)):
+        part.head(1)  # what is wrong with them is said before any work
     folder = None if out is None else Path(out)
-    made = _plan_of(folder, resume) or plan or make(
+    ready = _plan_of(folder, resume) or plan
+    made = ready or make(
         model, inputs, limits, train, engine, rules, sites, seed, wishes=wishes, front=front,
         evaluate=evaluate, ref=ref, progress=progress,
     )  # fmt: skip
@@ -115,6 +118,8 @@ def rewrite(
     _note_plan(folder, made)
     student, sites_now = change(model, made, inputs, train, found, seed)
     student = to_layout(student, made.layout)  # which trains faster, too
+    for network in (model, student) if ready else ():  # the plan may have been made on another engine
+        check_runs(engine, clone(network), inputs)
     exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
     changed = any(edit.rule not in exact for edit in made.edits)
     if changed and train is not None and held is not None and epochs > 0:

@@ -18,7 +18,7 @@ from reconv.errors import conv_error
 from reconv.rewriting.checkpoint import read_checkpoint, set_tensors, tensors_of_module, write_checkpoint
 from reconv.rewriting.losses import distillation_loss, label_loss
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
-from reconv.surgery.clone import clone
+from reconv.surgery.clone import clone, fresh
 from reconv.surgery.norms import evaluating, reestimate
 from reconv.surgery.outputs import ratio, squared_distance
 from reconv.targets.layout import layout_of, to_layout
@@ -82,6 +82,7 @@ def recover(
     with torch.inference_mode(False), seeded(seed, devices), evaluating(copied), _trainable(copied) as parameters:
         teacher = to_layout(clone(model), layout_of(copied)).eval()  # both from now on run alike
         few = next(iter(train.batches(batch_size))).rows(slice(2))
+        _check_takes(teacher, few)
         names = named_sites(copied, teacher, match, few)
         job = Recovery(
             Watched(copied, names), Teacher(teacher, names), Teacher(teacher, ()), train, held, evaluate,
@@ -273,6 +274,20 @@ def _parts(feed: Feed, holdout: float | Feed, seed: int, module: nn.Module) -> t
     train, held = (feed, holdout) if isinstance(holdout, Feed) else feed.split(holdout, seed)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     return train.on(device), held.on(device)
+
+
+def _check_takes(model: nn.Module, few: Batch) -> None:
+    """Where there are no example inputs to compare the data with, the network says whether it takes them."""
+    try:
+        with torch.no_grad():
+            model(*fresh(few.inputs))
+    except Exception as error:  # whatever a forward pass may raise
+        found = ", ".join(str(x.dtype) for x in few.inputs if isinstance(x, Tensor))
+        weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        raise conv_error("recover", "the network must run on the data", also=TypeError,
+                         got={"dtype": found, "weights": weights, "error": repr(f"{type(error).__name__}: {error}")},
+                         do=f"Convert the data to {weights}." if found != str(weights) else "",
+                         ) from error  # fmt: skip
 
 
 def _check_alike(ours: Answer, theirs: Answer) -> None:

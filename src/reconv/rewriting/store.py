@@ -16,6 +16,7 @@ from reconv import __version__
 from reconv.costing.summary import Summary
 from reconv.errors import conv_error
 from reconv.planning.edits import restructure
+from reconv.planning.made_for import differing
 from reconv.planning.plan import Plan
 from reconv.reporting.front import front_svg
 from reconv.reporting.page import page
@@ -106,7 +107,8 @@ def load(
     expected, found = named.get("hash"), structure_hash(structure)
     if expected is not None and expected != found:
         raise conv_error("load", "base must have the structure that the run began with", also=ValueError,
-                         got={"hash": found, "expected": expected, "model": repr(named.get("ref"))},
+                         got={"hash": found, "expected": expected, "model": repr(named.get("ref")),
+                              **differing(plan, structure)},
                          do="Its state dict must have the same names, shapes and dtypes.")  # fmt: skip
     model = restructure(structure, plan)
     fit(model, weights, folder / WEIGHTS, same_dtype=True)
