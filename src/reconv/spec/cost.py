@@ -142,10 +142,11 @@ def _made(block: Block, shape: Sequence[int]) -> tuple[int, int]:
         case ConvSpec():
             return _conv_made(block, shape)
         case Deform():
-            moves, window = output_shape(block.offset_conv, shape), prod(block.conv.kernel_size)
-            held = prod(moves) + block.modulated * prod(moves) // moves[1] * window * block.offset_groups
-            most, stays = _conv_made(block.conv, shape)
-            return max(_conv_made(block.offset_conv, shape)[0], held + most), stays
+            spec, made = block.conv, prod(output_shape(block, shape))
+            moves = prod(output_shape(block.offset_conv, shape))
+            mask = moves // (spec.spatial_dims + 1) if block.modulated else 0
+            padded = _padded(spec, shape) if spec.padding_mode != "zeros" else 0
+            return max(_made(block.offset_conv, shape)[0], moves + mask + padded + made), made
         case Chain():
             return _chain_made(block, shape)
         case Branches():
@@ -173,11 +174,13 @@ def _conv_made(spec: ConvSpec, shape: Sequence[int]) -> tuple[int, int]:
     if spec.transposed:  # ends that differ are cut off a larger output, which stays behind it
         whole = prod(output_shape(spec.replace(padding=[min(ends) for ends in spec.padding]), shape))
         return whole, whole
-    padded = 0
-    if spec.padding_mode != "zeros" or spec.even_padding is None:  # by an operator of its own
-        padded = prod(shape[:2]) * prod(n + sum(ends) for n, ends in zip(shape[2:], spec.padding, strict=True))
-    made = prod(output_shape(spec, shape))
-    return padded + made, made
+    made, apart = prod(output_shape(spec, shape)), spec.padding_mode != "zeros" or spec.even_padding is None
+    return made + apart * _padded(spec, shape), made
+
+
+def _padded(spec: ConvSpec, shape: Sequence[int]) -> int:
+    """Numbers of the input where an operator of its own pads it."""
+    return prod(shape[:2]) * prod(n + sum(ends) for n, ends in zip(shape[2:], spec.padding, strict=True))
 
 
 def _chain_made(chain: Chain, shape: Sequence[int]) -> tuple[int, int]:
