@@ -37,7 +37,8 @@ class Limit:
 class Budget:
     """Limits by name: latency, macs, params, memory, error.
 
-    `memory` is the bytes of all parameters and of what the convolutions of one forward pass write.
+    `memory` is the bytes of all parameters and buffers, and the most bytes of activations alive at once in one forward
+    pass of the example inputs, these among them; what kernels need inside for themselves is not counted.
     `error` is ‖student − teacher‖ / ‖teacher‖ of the network's output.
     """
 

@@ -11,13 +11,14 @@ from reconv.planning.additions import additions
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.plan import Edit, Point, Refusal
 from reconv.planning.search import beyond, cheapest, choose
-from reconv.planning.table import Candidate, Progress, Table, costs, measure
+from reconv.planning.table import PARTS, Candidate, Progress, Table, costs, measure
 from reconv.planning.workbench import Outcome, Workbench
 from reconv.ruleset import Rule
+from reconv.surgery.outputs import tensors_in
 from reconv.targets import layout_of
 
 CORRECTIONS = 4  # times the search is repeated with what the whole network taught
-SLACK = 0.93  # a network under this part of its latency budget has given accuracy away
+SLACK = 0.93  # a network under this part of its budget has given accuracy away
 HOPELESS = 1.15  # times the latency in the best memory format: a search in another one is spared
 AIM = 0.97  # of the latency budget: what is aimed at, since timing is noisy
 
@@ -46,7 +47,8 @@ class Planner:
         best = self.unchanged()
         if not rules or not self.bench.sites:
             return best
-        gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
+        wanted = [n for n in self.budget.limits if n != "error"] or ["latency"]
+        gains = () if self.forced else tuple(part for n in wanted for part in PARTS.get(n, (n,)))
         for start in self.starts:
             if self.tables and self.hopeless(start.layout, best):
                 continue
@@ -114,7 +116,8 @@ class Planner:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
         overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
         seen: set[tuple[Edit, ...]] = set()
-        self.apart = {}
+        kept = {site: row[0] for site, row in table.candidates.items()}
+        self.apart = {"memory": start.memory - self.foreseen(kept, table)["memory"]}
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
@@ -154,38 +157,49 @@ class Planner:
             if name == "latency":
                 limits[name] = AIM * limit.amount(start.original_ms) - overhead
             elif name != "error":
-                fixed = self.base[name] - sum(row[0].costs[name] for row in table.candidates.values())
+                adds = "weight_bytes" if name == "memory" else name
+                fixed = self.base[adds] - sum(row[0].costs[adds] for row in table.candidates.values())
                 limits[name] = limit.amount(self.now[name]) - fixed - self.apart.get(name, 0.0)
         if allowed is not None:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
         rows = {site: row[1:] if site in self.required and row[1:] else row for site, row in table.candidates.items()}
-        choice = choose(rows, limits, goal, every=self.forced, apart=table.apart)
+        choice = choose(rows, limits, goal, every=self.forced, apart=table.apart, elsewhere=table.elsewhere)
         return choice or cheapest(rows, [n for n in limits if n != "error"] or ["latency"], table.apart)
 
     def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:
-        """The outcome with its macs, params and memory."""
+        """The outcome with its macs and params; what the sum of the rows does not tell is kept for the next choice."""
+        totals = self.foreseen(choice, table)
+        known = {**(outcome.counted or {}), "memory": outcome.memory}
+        self.apart |= {name: value - totals[name] for name, value in known.items()}
+        totals |= known
+        outcome = replace(outcome, macs=totals["macs"], params=totals["params"])
+        self.points.append(point(outcome))
+        return outcome
+
+    def foreseen(self, choice: Mapping[str, Candidate], table: Table) -> dict[str, float]:
+        """What the rows say of the whole network: macs, params and bytes of weights add up, peaks of memory do not."""
         more = beyond(choice, table.apart)
         totals = {name: value + more.get(name, 0.0) for name, value in self.base.items()}
         for site, candidate in choice.items():
             for name in totals:
                 totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]
-        if outcome.counted:
-            self.apart = {name: outcome.counted[name] - totals[name] for name in totals}
-            totals = dict(outcome.counted)
-        outcome = replace(outcome, macs=totals["macs"], params=totals["params"], memory=totals["memory"])
-        self.points.append(point(outcome))
-        return outcome
+        peak = max([table.elsewhere, *(c.costs["peak_bytes"] for c in choice.values())])
+        return totals | {"memory": totals["weight_bytes"] + peak}
 
     def unmet(self, outcome: Outcome) -> list[str]:
         """Why the budget does not hold; empty where it does."""
+        return self.budget.misses(self.reached(outcome))
+
+    def reached(self, outcome: Outcome) -> dict[str, float]:
+        """What each limit bounds: an amount where it is one, else the fraction of now."""
         got = {}
         for name, limit in self.budget.limits.items():
             if name == "latency":
                 got[name] = outcome.latency_ms if limit.absolute else outcome.ratio
             else:
                 got[name] = getattr(outcome, name) / (1 if limit.absolute else self.now[name])
-        return self.budget.misses(got)
+        return got
 
     def reasons(self, outcome: Outcome) -> list[str]:
         """The same, and where no choice could have kept a limit."""
@@ -207,13 +221,13 @@ class Planner:
         names = {*self.bench.sites, *(name for edit in edits for name, _ in edit.also)}
         reached = [costs_of(self.bench, name) for name in names]
         least = {name: value - sum(one.get(name, 0.0) for one in reached) for name, value in self.base.items()}
+        least["memory"] = least.pop("weight_bytes") + sum(x.nbytes for x in tensors_in(self.bench.inputs))
         return least if all("macs" in one for one in reached) else {k: v for k, v in least.items() if k != "macs"}
 
     def tight(self, outcome: Outcome) -> bool:
-        if "latency" not in self.budget:
-            return True
-        limit = self.budget.limits["latency"]
-        return (outcome.latency_ms if limit.absolute else outcome.ratio) >= SLACK * limit.value
+        """Whether a limit is used up, of those that the rows tell of only roughly."""
+        got, rough = self.reached(outcome), [name for name in ("latency", "memory") if name in self.budget]
+        return not rough or any(got[name] >= SLACK * self.budget.limits[name].value for name in rough)
 
     def better(self, one: Outcome, other: Outcome) -> Outcome:
         """Within the budget before outside of it; there the smaller error, else what comes nearest."""
@@ -252,7 +266,7 @@ def costs_of(bench: Workbench, name: str) -> dict[str, float]:
     if site := bench.everywhere.get(name):
         return costs(site.block, site, 0.0)
     parameters = list(bench.original.get_submodule(name).parameters())
-    return {"params": sum(p.numel() for p in parameters), "memory": sum(p.nbytes for p in parameters)}
+    return {"params": sum(p.numel() for p in parameters), "weight_bytes": sum(p.nbytes for p in parameters)}
 
 
 def point(outcome: Outcome, score: float | None = None) -> Point:

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from reconv.planning.table import Candidate
+from reconv.planning.table import PARTS, Candidate
 from reconv.planning.together import Apart, exclude, excluding
 
 TIE = 1e-6  # weight of the second goal, which only settles ties
@@ -18,15 +18,17 @@ SECONDS = 20.0  # after which the best choice found so far is taken
 
 def choose(
     candidates: Mapping[str, Sequence[Candidate]], limits: Mapping[str, float], goal: str = "error",
-    every: bool = False, apart: Apart | None = None,
+    every: bool = False, apart: Apart | None = None, elsewhere: float = 0.0,
 ) -> dict[str, Candidate] | None:  # fmt: skip
     """The best choice, or None where no choice keeps the limits.
 
-    Args:    limits: upper bounds on the sums over sites: latency in ms, macs, params, memory in bytes, and error,
-             which bounds the root of the summed squares (errors of different sites taken as independent).
+    Args:    limits: upper bounds on the sums over sites: latency in ms, macs, params, and error, which bounds the root
+             of the summed squares (errors of different sites taken as independent). memory bounds the sum of the
+             weights' bytes and the largest peak of a site.
              goal: what is made small: "error", or "latency" where an error limit is all that was given.
              every: change as many sites as the limits allow, before the goal.
              apart: what two edits cost together beyond the sum of both.
+             elsewhere: the peak in bytes while no site runs.
     Example:
              >>> keep, half = Candidate("a", None, {"latency": 2.0}), Candidate("a", None, {"latency": 1.0}, 0.1)
              >>> choose({"a": [keep, half]}, {"latency": 1.5})["a"].error
@@ -49,8 +51,12 @@ def choose(
     size = len(flat) + len(pairs)
     constraints = [LinearConstraint(_one_each(candidates, size), 1, 1)]
     for name, limit in limits.items():
-        spent = squared if name == "error" else column(name)
         bound = limit**2 if name == "error" else limit
+        if name == "memory":  # a row for the time while each site runs, and one while none does
+            site = _one_each(candidates, size).toarray()
+            spent = column("weight_bytes") + np.vstack([site * column("peak_bytes"), site[0] * elsewhere])
+        else:
+            spent = squared if name == "error" else column(name)
         scale = max(float(spent.max()), 1e-300)
         constraints.append(LinearConstraint(spent / scale, -np.inf, bound / scale))
     constraints += [LinearConstraint(rows, -np.inf, 1) for rows in (*_excluding(flat, size), *_of_pairs(pairs, size))]
@@ -74,7 +80,8 @@ def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]
     def spent(c: Candidate, kept: Candidate) -> tuple[float, float]:
         beside = pairs.get(id(c.edit), {})
         more = [beside[id(other.edit)] for other in chosen.values() if id(other.edit) in beside]
-        return sum((c.costs[n] + sum(m[n] for m in more)) / max(kept.costs[n], 1e-300) for n in names), c.error
+        return sum(sum(_cost(costs, n) for costs in (c.costs, *more)) / max(_cost(kept.costs, n), 1e-300)
+                   for n in names), c.error  # fmt: skip
 
     for site, row in sorted(
         candidates.items(), key=lambda pair: pair[1][0].edit is None
@@ -83,6 +90,10 @@ def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]
         fits = [c for c in row if c.edit is None or not any(exclude(c.edit, other) for other in taken)]
         chosen[site] = min(fits or row, key=lambda c: spent(c, row[0]))
     return chosen
+
+
+def _cost(costs: Mapping[str, float], name: str) -> float:
+    return sum(costs[part] for part in PARTS.get(name, (name,)))
 
 
 def beyond(choice: Mapping[str, Candidate], apart: Apart) -> dict[str, float]:

@@ -23,14 +23,15 @@ from reconv.planning.together import beyond_sums
 from reconv.planning.workbench import Workbench, cannot_run
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import Block, activation_bytes, macs, params, parse
+from reconv.spec import Block, macs, params, parse, peak_bytes
 from reconv.surgery import Site, clone
 from reconv.surgery.kin import aliases, remade, text_of
 from reconv.surgery.norms import after_normalising
 from reconv.targets import to_layout
 
 GAIN = 0.97  # a proposal must measure faster than this part of what stands there: timing is noisy
-COSTS = ("latency", "macs", "params", "memory")
+COSTS = ("latency", "macs", "params", "weight_bytes", "peak_bytes")
+PARTS = {"memory": ("weight_bytes", "peak_bytes")}  # costs that a budget of another name bounds together
 MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
 MOST_PER_FORM = 3  # proposals of one form, which differ in how many channels they have, that are fitted
 _CHANNELS = re.compile(r"(ic|oc|g|permute\(|shuffle\()\d+")
@@ -43,7 +44,7 @@ class Candidate:
 
     site: str
     edit: Edit | None
-    costs: dict[str, float]  # latency in ms, macs, params, memory in bytes
+    costs: dict[str, float]  # latency in ms, macs, params, bytes of weights, most bytes alive while the site runs
     error: float = 0.0
 
     @property
@@ -64,6 +65,7 @@ class Table:
 
     layout: str = "contiguous"
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
+    elsewhere: float = 0.0  # the most bytes of activations alive while none of the sites runs
     refusals: list[Refusal] = field(default_factory=list)
     apart: dict[tuple[Edit, Edit], dict[str, float]] = field(default_factory=dict)  # beyond the sum of two edits
     considered: dict[Key, Considered] = field(default_factory=dict)  # every proposal, as far as it came
@@ -95,14 +97,14 @@ class Table:
         return cls(
             data["layout"],
             {site: [Candidate.from_dict(c) for c in row] for site, row in data["candidates"].items()},
-            [Refusal(**refusal) for refusal in data["refusals"]],
+            refusals=[Refusal(**refusal) for refusal in data["refusals"]],
             considered={(row.site, row.rule, row.block, absorbs): row for absorbs, row in rows},
         )
 
     def alone(self) -> Table | None:
         """Without the edits that change several modules, of which a sum of rows says less; None where there is none."""
         rows = {name: [c for c in row if not (c.edit and c.edit.also)] for name, row in self.candidates.items()}
-        return None if rows == self.candidates else Table(self.layout, rows)
+        return None if rows == self.candidates else Table(self.layout, rows, self.elsewhere)
 
 
 def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
@@ -113,7 +115,8 @@ def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
         "latency": latency_ms,
         "macs": sum(macs(block, shape) for shape in shapes),
         "params": weights,
-        "memory": size * weights + sum(activation_bytes(block, shape, size) for shape in shapes),
+        "weight_bytes": size * weights,
+        "peak_bytes": max(call.beside_bytes + peak_bytes(block, call.input_shape, size) for call in site.calls),
     }
 
 
@@ -134,6 +137,7 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
             part = _site_table(bench, site, rules, gains, site.name in required, scene)
             bench.remembered.put(part.to_dict(), *key)
         table.add(part)
+    table.elsewhere = _elsewhere(bench, table)
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
     apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
                         lambda name, text: _as(bench, name, text, layout))  # fmt: skip
@@ -171,6 +175,12 @@ def _site_table(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequ
     return table
 
 
+def _elsewhere(bench: Workbench, table: Table) -> float:
+    """The most bytes of activations alive while none of the table's sites runs."""
+    stay = (site for name, site in bench.everywhere.items() if name not in table.candidates)
+    return max([bench.peak_elsewhere, *(costs(site.block, site, 0.0)["peak_bytes"] for site in stay)])
+
+
 Row = tuple[Proposal, dict[str, float]]
 Fitted = tuple[Proposal, dict[str, float], Weights]
 
@@ -190,7 +200,8 @@ def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequence[
     kept = Candidate(site.name, None, costs(site.block, site, now))
     rows = _able(bench, site, [p for p, _ in pairs], latencies, table)
     for proposal, cost in rows:
-        table.note(site, proposal, latency_ms=cost["latency"], **{n: cost[n] for n in COSTS if n != "latency"})
+        table.note(site, proposal, latency_ms=cost["latency"], macs=cost["macs"], params=cost["params"],
+                   memory=cost["weight_bytes"] + cost["peak_bytes"])  # fmt: skip
     return kept, rows
 
 
@@ -297,23 +308,24 @@ def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, floa
             size = next((p.element_size() for p in module.parameters()), 0)
             more = sum(p.numel() for p in remade(name, module, text).parameters())
             more -= sum(p.numel() for p in module.parameters())
-            total = _with({**dict.fromkeys(COSTS, 0.0), **total}, {"params": more, "memory": size * more})
+            total = _with({**dict.fromkeys(COSTS, 0.0), **total}, {"params": more, "weight_bytes": size * more})
     return total
 
 
 def _as(bench: Workbench, name: str, text: str, layout: str) -> dict[str, float]:
-    """What a module beside a site costs as this text; no convolution: none but its parameters."""
+    """What a module beside a site costs as this text; no convolution: none but its parameters. Peaks do not add up."""
     if name not in bench.everywhere:
         module = bench.original.get_submodule(name)
         like = next(module.parameters(), None)
         size, known = (like.element_size() if like is not None else 0), dict.fromkeys(COSTS, 0.0)
         count = sum(p.numel() for p in remade(name, module, text).parameters())
-        return known | {"params": count, "memory": size * count}
+        return known | {"params": count, "weight_bytes": size * count}
     site, block = bench.everywhere[name], parse(text)
     key = (name, block, layout)
     if key not in bench.beside:
         ms = bench.latency(bench.finished(site, block), site.after(block, site.tensors), layout)
-        bench.beside[key] = costs(block, site.after(block, site.tensors), math.nan if ms is None else ms)
+        known = costs(block, site.after(block, site.tensors), math.nan if ms is None else ms)
+        bench.beside[key] = known | {"peak_bytes": 0.0}
     return dict(bench.beside[key])
 
 

@@ -27,7 +27,8 @@ from reconv.ruleset.refine import improved, started
 from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, ConvSpec, in_channels
-from reconv.surgery import ConvCall, Network, Norm, Site, clone, find_sites, fresh
+from reconv.surgery import ConvCall, Norm, Site, clone, find_sites, fresh
+from reconv.surgery.alive import peak_bytes, state_bytes
 from reconv.targets import (
     LatencyCache,
     Problem,
@@ -59,13 +60,13 @@ class Outcome:
     macs: float = 0.0
     params: float = 0.0
     memory: float = 0.0
-    counted: Mapping[str, float] | None = None  # macs, params and memory, where the sum over sites does not tell
+    counted: Mapping[str, float] | None = None  # macs, params and bytes of weights, where the sum does not tell
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
     model: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Without the edits that were asked for, and the model."""
-        figures = {name: getattr(self, name) for name in ("ratio", "latency_ms", "original_ms", "error")}
+        figures = {name: getattr(self, name) for name in ("ratio", "latency_ms", "original_ms", "error", "memory")}
         return {"edits": [e.to_dict() for e in self.edits], "layout": self.layout, **figures,
                 "counted": self.counted and dict(self.counted)}  # fmt: skip
 
@@ -79,7 +80,7 @@ class Workbench:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
                  engine: Target, calibration: Sequence[Batch], restat: bool,
-                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (),
+                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (), peak_elsewhere: float = 0.0,
                  remembered: Remembered | None = None) -> None:  # fmt: skip
         self.given = clone(model).eval()
         self.wholes = wholes or Wholes(self.given)
@@ -89,6 +90,7 @@ class Workbench:
             sites, everywhere = with_data(sites, calibration), with_data(everywhere, calibration)
         self.sites = {site.name: site for site in sites}
         self.everywhere = {site.name: site for site in everywhere} | self.sites
+        self.peak_elsewhere = peak_elsewhere  # bytes of activations, while no convolution's module runs
         self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
         exact = [rule for rule in rules if rule.group == "exact"]
         self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
@@ -232,7 +234,7 @@ class Workbench:
         median, chosen, model = min(ran, key=lambda one: one[0])
         error = self.probe.error(model, self.finer(asked))
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, error,
-                       counted=counted, asked=asked, model=model)  # fmt: skip
+                       memory=memory_of(model, self.inputs), counted=counted, asked=asked, model=model)  # fmt: skip
 
     def _note_unable(self, variants: Sequence[tuple[tuple[Edit, ...], Timing | str]]) -> None:
         """Which edits, none of which another variant that ran has, come with a variant that the engine cannot run."""
@@ -338,17 +340,20 @@ def with_norm_of(site: Site, block: Block) -> Site:
 
 
 def spent_by(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, float]:
-    """What a network costs as it is."""
+    """What a network costs as it is, of what adds up over its parts."""
     count = OperatorCount()
-    return spent_as_found(model, find_sites(model, inputs, observers=[count]), count)
+    find_sites(model, inputs, observers=[count])
+    return spent_as_found(model, count)
 
 
-def spent_as_found(model: nn.Module, network: Network, count: OperatorCount) -> dict[str, float]:
-    """memory: bytes of all parameters and of what its convolutions write."""
-    weights = {id(p): p for p in model.parameters()}.values()
-    written = sum(call.output_bytes for call in network.calls)
+def spent_as_found(model: nn.Module, count: OperatorCount) -> dict[str, float]:
     return {
         "macs": float(count.macs),
-        "params": float(sum(p.numel() for p in weights)),
-        "memory": float(sum(p.numel() * p.element_size() for p in weights) + written),
+        "params": float(sum(p.numel() for p in model.parameters())),
+        "weight_bytes": float(state_bytes(model)),
     }
+
+
+def memory_of(model: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """Bytes of a network's parameters and buffers, and the most of activations that are alive at once."""
+    return float(state_bytes(model) + peak_bytes(model, inputs))

@@ -14,7 +14,7 @@ from reconv.spec.block import (
     convs,
 )
 from reconv.spec.conv import ConvSpec
-from reconv.spec.cost import activation_bytes, macs, params, weight_bytes
+from reconv.spec.cost import activation_bytes, macs, params, peak_bytes, weight_bytes
 from reconv.spec.describe import Description, describe
 from reconv.spec.geometry import in_channels, out_channels, output_shape, receptive_field
 from reconv.spec.text import parse
@@ -41,6 +41,7 @@ __all__ = [
     "output_shape",
     "params",
     "parse",
+    "peak_bytes",
     "receptive_field",
     "weight_bytes",
 ]

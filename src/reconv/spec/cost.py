@@ -120,3 +120,80 @@ def activation_bytes(block: Block, input_shape: Sequence[int], itemsize: int = 4
             return prod(output_shape(block, shape)) * itemsize
         case _:
             assert_never(block)
+
+
+def peak_bytes(block: Block, input_shape: Sequence[int], itemsize: int = 4) -> int:
+    """The most bytes alive at once while the block runs, on the whole batch; its caller holds the input to the end.
+
+    As the layers compute it, one part after the other, without what a kernel needs inside: of a deformable convolution
+    without the samples that plain operators would write.
+
+    Example:
+             >>> peak_bytes(ConvSpec(in_channels=2, out_channels=3, kernel_size=(1, 1)), (1, 2, 5, 5))
+             500
+    """
+    shape = tuple(input_shape)
+    return (prod(shape) + _made(block, shape)[0]) * itemsize
+
+
+def _made(block: Block, shape: Sequence[int]) -> tuple[int, int]:
+    """Numbers made besides the input: the most that are alive at once, and those that stay, 0 if it is the input."""
+    match block:
+        case ConvSpec():
+            return _conv_made(block, shape)
+        case Deform():
+            spec, made = block.conv, prod(output_shape(block, shape))
+            moves = prod(output_shape(block.offset_conv, shape))
+            mask = moves // (spec.spatial_dims + 1) if block.modulated else 0
+            padded = _padded(spec, shape) if spec.padding_mode != "zeros" else 0
+            return max(_made(block.offset_conv, shape)[0], moves + mask + padded + made), made
+        case Chain():
+            return _chain_made(block, shape)
+        case Branches():
+            most = held = 0
+            for part in block.blocks:
+                inside, stays = _made(part, shape)
+                most, held = max(most, held + inside), held + stays
+            joined = prod(output_shape(block, shape))
+            sums = 2 if block.join == "sum" and len(block.blocks) > 2 else 1  # the next one is made from the last
+            return max(most, held + sums * joined), joined
+        case Gate():
+            return prod(shape) + 2 * shape[0] * shape[1], prod(shape)  # the means and the weights of the channels
+        case PixelShuffle():
+            whole = prod(shape)  # what is cut off stays behind it
+            return whole, whole
+        case Activation(name="identity"):
+            return 0, 0
+        case Shuffle() | Permute() | Activation() | BatchNorm():
+            return prod(shape), prod(shape)
+        case _:
+            assert_never(block)
+
+
+def _conv_made(spec: ConvSpec, shape: Sequence[int]) -> tuple[int, int]:
+    if spec.transposed:  # ends that differ are cut off a larger output, which stays behind it
+        whole = prod(output_shape(spec.replace(padding=[min(ends) for ends in spec.padding]), shape))
+        return whole, whole
+    made, apart = prod(output_shape(spec, shape)), spec.padding_mode != "zeros" or spec.even_padding is None
+    return made + apart * _padded(spec, shape), made
+
+
+def _padded(spec: ConvSpec, shape: Sequence[int]) -> int:
+    """Numbers of the input where an operator of its own pads it."""
+    return prod(shape[:2]) * prod(n + sum(ends) for n, ends in zip(shape[2:], spec.padding, strict=True))
+
+
+def _chain_made(chain: Chain, shape: Sequence[int]) -> tuple[int, int]:
+    most = held = 0  # held: what the next part takes, unless it is the chain's own input
+    before: Block | None = None
+    for part in chain.blocks:
+        inside, stays = (0, 0) if _in_place(part, before) else _made(part, shape)
+        most, held = max(most, held + inside), stays or held
+        shape, before = output_shape(part, shape), part
+    return most, held
+
+
+def _in_place(part: Block, before: Block | None) -> bool:
+    """A ReLU is written over what a 2D convolution gave, which nobody else sees."""
+    plain = isinstance(before, ConvSpec) and before.spatial_dims == 2 and not before.transposed
+    return plain and part == Activation("relu")

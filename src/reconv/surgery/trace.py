@@ -19,6 +19,7 @@ from reconv.errors import conv_error
 from reconv.layers.deform import is_deformable
 from reconv.ops.deform import watched_by
 from reconv.spec import ConvSpec, macs
+from reconv.surgery.alive import Alive, state_of
 from reconv.surgery.clone import user_hooks
 from reconv.surgery.outputs import tensors_in
 from reconv.surgery.sites import DEFORMABLE, ConvCall
@@ -62,6 +63,8 @@ class Trace(TorchDispatchMode):
         self.stack: list[nn.Module] = []
         self.within: dict[nn.Module, list[set[nn.Module]]] = {}  # what was running at each run of a module
         self.runs: list[Run] = []
+        self.alive, self.beside = Alive(state_of(model)), 0  # bytes, besides the input of the convolution that runs
+        self.peak_elsewhere = 0  # while no convolution's module runs
         self.reads_values = False
         self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # conv or norm output -> its Run or norm module
         self.norm_calls: list[tuple[nn.Module, Run | None]] = []
@@ -84,6 +87,7 @@ class Trace(TorchDispatchMode):
         trace = cls(model.eval(), field, observers)
         handles = [h for m in model.modules() if can_hook(m) for h in trace.watch(m)]
         try:
+            trace.peak_elsewhere = trace.alive.see(inputs)
             with torch.no_grad(), watched_by(trace.note_deformable), trace:
                 result = model(*inputs)
         except Exception as error:
@@ -101,6 +105,8 @@ class Trace(TorchDispatchMode):
         def enter(m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.within.setdefault(m, []).append(set(self.stack))
             self.stack.append(m)
+            if is_conv(m):
+                self.beside = self.alive.see(()) - sum(x.nbytes for x in tensors_in((args, kwargs)))
             if m in self.hooked:
                 self.note_shown((args, kwargs))
 
@@ -136,6 +142,9 @@ class Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and func._schema.is_mutable:  # no longer what the convolution gave
             self.outputs.pop(out, None)
+        alive = self.alive.see(out)
+        if not any(map(is_conv, self.stack)):
+            self.peak_elsewhere = max(self.peak_elsewhere, alive)
         for observer in self.observers:
             observer.op(func, args, kwargs, out)
         name = func._schema.name
@@ -200,6 +209,7 @@ class Trace(TorchDispatchMode):
                out: Tensor, module: nn.Module | None) -> None:  # fmt: skip
         call = ConvCall(name, kind, spec, shape, tuple(weight.shape), tuple(out.shape), out.dtype,
                         macs(spec, shape) if shape[0] else 0, functional=module is None,
+                        beside_bytes=self.beside if module is not None else 0,
                         receptive_field=self.field.of(out) if self.field else None)  # fmt: skip
         run = Run(call, module, weight, bias, self.is_scripted(weight))
         self.runs.append(run)
