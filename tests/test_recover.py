@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from reconv.data import Batch, Feed
 from reconv.errors import ConvError
 from reconv.rewriting.checkpoint import FILE, read_checkpoint
-from reconv.rewriting.losses import distillation_loss, label_loss
+from reconv.rewriting.losses import Whole, distillation_loss, label_loss
 from reconv.rewriting.recovery import recover
-from reconv.rewriting.teacher import Teacher, named_sites
+from reconv.rewriting.teacher import Answer, Teacher, named_sites
 from reconv.surgery.clone import clone
 from reconv.surgery.norms import reestimate
 
@@ -514,5 +514,6 @@ SCORES = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2]])
     ],
 )
 def test_labels_are_used_where_they_are_class_indices(targets, used):
-    assert (label_loss([SCORES], [SCORES], targets) is not None) == used
-    assert label_loss([SCORES[:, :, None]], [SCORES[:, :, None]], targets) is None
+    flat = [SCORES[:, :, None]]
+    assert (label_loss([SCORES], targets, Whole.of(Answer([SCORES], []), targets)) is not None) == used
+    assert label_loss(flat, targets, Whole.of(Answer(flat, []), targets)) is None
