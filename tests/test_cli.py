@@ -282,12 +282,16 @@ def test_a_run_of_a_run_loads_again(here):
     assert "must not begin with itself" in reconv("summary", "two", "--trust-code", status=1).stderr
 
 
-def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
+def test_stopped_in_mid_run_the_best_is_kept_and_resume_goes_on(here):
     rewrite = ["rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 3, "--evaluate", "net.py:score"]
     (here / "calls").write_text("")
     stopped = reconv(*rewrite, "-o", "run", status=130)
-    assert "the last checkpoint stands in run; go on with --resume" in stopped.stderr
-    assert not (here / "run/model.safetensors").exists()
+    assert "the best so far is kept; the last checkpoint stands in run; go on with --resume" in stopped.stderr
+    assert load("run", trust_code=True)(torch.zeros(2, 3, 9, 7)).shape == (2, 5)
+    summary = json.loads((here / "run/summary.json").read_text())
+    assert 0 < summary["error"] < 1
+    assert summary["after"]["network"]["latency_ms"]["value"] is None
+    (here / "run/model.safetensors").unlink()  # as after a kill
     assert "finish it with --resume" in reconv("summary", "run", "--trust-code", status=1).stderr
     planned = Plan.load("run/plan.json")
     assert "holds a run already" in reconv(*rewrite, "-o", "run", status=2).stderr
@@ -295,6 +299,7 @@ def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
     assert "seed: 0 then, 1 now" in other.stderr
     reconv(*rewrite, "-o", "run", "--resume")
     assert Plan.load("run/plan.json").edits == planned.edits
+    assert "stopped" not in read_config("run")
     epochs = [json.loads(line).get("epoch") for line in (here / "run/log.jsonl").read_text().splitlines()]
     assert {1, 2, 3} <= set(epochs)
 

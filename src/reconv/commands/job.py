@@ -13,12 +13,16 @@ from reconv.commands.options import usage
 from reconv.commands.output import say
 from reconv.errors import conv_error
 from reconv.planning.budget import Budget
+from reconv.rewriting import recovery
+from reconv.rewriting.checkpoint import FILE
+from reconv.rewriting.logs import logger
 from reconv.rewriting.store import CHECKPOINT, WEIGHTS, is_run
 from reconv.ruleset import rules_named
 from reconv.targets import get_target
 
 RUNS = Path("runs")
-RESUMED_AS_BEGUN = ("input", "data", "mean", "std", "budget", "target", "rules", "sites", "holdout", "epochs", "seed")
+RESUMED_AS_BEGUN = ("input", "data", "mean", "std", "budget", "target", "rules", "sites", "holdout", "epochs", "seed",
+                    "stages", "precision", "ema")  # fmt: skip
 
 
 def check_job(budget: str | None, rules: str, target: str, sites: str) -> dict[str, Any]:
@@ -37,6 +41,14 @@ def check_job(budget: str | None, rules: str, target: str, sites: str) -> dict[s
     with usage("--target"):
         get_target(target)
     return {"budget": budget, "rules": names, "target": target, "sites": sites}
+
+
+def check_training(precision: str | None, ema: float, log: str) -> None:
+    """How to recover, and where to log it."""
+    with usage("--precision, --ema"):
+        recovery.check_training(precision, ema)
+    with usage("--log"):
+        logger(None, log)
 
 
 def check_holdout(holdout: float) -> None:
@@ -92,11 +104,12 @@ def resumable(folder: Path) -> Iterator[None]:
     """Says what stands after Ctrl-C, or when the job fails half-way."""
     try:
         yield
-    except KeyboardInterrupt:
-        say(f"stopped; {_what_stands(folder)}")
+    except KeyboardInterrupt as stop:
+        best = "the best so far is kept; " if isinstance(stop, recovery.Stopped) else ""
+        say(f"stopped; {best}{_what_stands(folder)}")
         raise typer.Exit(130) from None
     except Exception:
-        if (folder / CHECKPOINT).exists():
+        if _checkpointed(folder):
             say(_what_stands(folder))
         raise
 
@@ -104,4 +117,8 @@ def resumable(folder: Path) -> Iterator[None]:
 def _what_stands(folder: Path) -> str:
     if not (folder / CHECKPOINT).exists():
         return "there was no checkpoint yet."
-    return f"the last checkpoint stands in {folder}; go on with --resume."
+    return f"the {'last checkpoint' if _checkpointed(folder) else 'plan'} stands in {folder}; go on with --resume."
+
+
+def _checkpointed(folder: Path) -> bool:
+    return any((folder / CHECKPOINT).rglob(FILE))

@@ -90,17 +90,16 @@ class Processes:
 def processes(precision: str | None, module: nn.Module) -> Iterator[Processes]:
     """Joins the other processes of this launch.
 
-    Args:    precision: None: what accelerate was launched with. module: what will be trained.
-    Raises:  ConvError: for a precision that is unknown or that the device lacks, and when another process stops.
+    Args:    precision: one of PRECISIONS; None: what accelerate was launched with. module: what will be trained.
+    Raises:  ConvError: for a precision that the device lacks, and when another process stops.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
-    launch = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    wanted = launch if precision is None else PRECISIONS.get(precision, precision)
+    wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if precision is None else PRECISIONS[precision]
     if wanted not in PRECISIONS.values():
-        raise conv_error("recover", f"precision must be one of {', '.join(PRECISIONS)}", also=ValueError,
-                         got={"precision": repr(precision or launch)})  # fmt: skip
+        raise conv_error("recover", f"mixed precision must be one of {', '.join(PRECISIONS.values())}", also=ValueError,
+                         got={"ACCELERATE_MIXED_PRECISION": repr(wanted)})  # fmt: skip
     users = dict(AcceleratorState._shared_state)  # one per process, whose precision cannot be changed
     AcceleratorState._shared_state.clear()
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),

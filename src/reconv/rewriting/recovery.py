@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from reconv.data import Feed, seeded
 from reconv.errors import conv_error
-from reconv.rewriting.processes import processes
+from reconv.planning.plan import Plan
+from reconv.rewriting.processes import PRECISIONS, processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
 from reconv.rewriting.training import Log, Progress, Recovery, trainable
 from reconv.surgery.clone import clone
@@ -20,11 +21,15 @@ from reconv.targets.layout import layout_of, to_layout
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C during a recovery; `model` is the best that it had found by then, `distance` how far that is off."""
+    """Ctrl-C during a recovery; `model` is the best that it had found by then, `distance` how far that is off.
+
+    Args:    plan: of the edits that the model has, where `rewrite` was stopped.
+    """
 
     def __init__(self, model: nn.Module, distance: float) -> None:
         super().__init__("recovery was stopped")
         self.model, self.distance = model, distance
+        self.plan: Plan | None = None
 
 
 def recover(
@@ -78,8 +83,7 @@ def recover(
              checkpoint that cannot be written, read, or was made with other settings.
     """
     _check_settings(epochs=epochs, batch_size=batch_size, lr=lr)
-    if not 0 <= ema < 1:
-        raise conv_error("recover", "ema must be at least 0 and less than 1", got={"ema": ema}, also=ValueError)
+    check_training(precision, ema)
     copied = clone(student)
     if epochs == 0:
         return copied
@@ -114,6 +118,15 @@ def recover(
             raise
         raise Stopped(copied.to(home), -job.best.closeness) from None
     return copied.to(home)
+
+
+def check_training(precision: str | None, ema: float) -> None:
+    """What can be said of these before anything runs."""
+    if precision is not None and precision not in PRECISIONS:
+        raise conv_error("recover", f"precision must be one of {', '.join(PRECISIONS)}", also=ValueError,
+                         got={"precision": repr(precision)})  # fmt: skip
+    if not 0 <= ema < 1:
+        raise conv_error("recover", "ema must be at least 0 and less than 1", got={"ema": ema}, also=ValueError)
 
 
 def _nothing(*args: object) -> None:

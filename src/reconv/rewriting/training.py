@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from reconv.data import Batch, Feed, reseed, seeded
 from reconv.errors import conv_error
 from reconv.rewriting.average import Average
-from reconv.rewriting.checkpoint import read_checkpoint, set_tensors, tensors_of_module, write_checkpoint
+from reconv.rewriting.checkpoint import (
+    forget_checkpoint,
+    read_checkpoint,
+    set_tensors,
+    tensors_of_module,
+    write_checkpoint,
+)
 from reconv.rewriting.losses import INNER, Whole, loss_of
 from reconv.rewriting.processes import Processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched
@@ -120,6 +126,8 @@ class Recovery:
 
     def begin(self) -> None:
         """Judges the student as it came; training begins with re-estimated batch norms, if that is nearer."""
+        if self.folder is not None and self.processes.main:
+            forget_checkpoint(self.folder)
         self.best, self.best_tensors = self.judge(), tensors_of_module(self.module)
         self.log({"event": "recover", "epoch": 0, **self.said(self.best)})
         if not self.exact and reestimate(self.module, self.train.head(STATISTICS, self.settings["seed"])):
