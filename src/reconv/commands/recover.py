@@ -46,7 +46,7 @@ def recover(
     from reconv.planning.plan import Plan
     from reconv.rewriting.job import held_error
     from reconv.rewriting.logs import logger
-    from reconv.rewriting.processes import leave
+    from reconv.rewriting.processes import leave, stop_once
     from reconv.rewriting.recovery import Stopped
     from reconv.rewriting.recovery import recover as distill
     from reconv.rewriting.store import CHECKPOINT, PLAN, is_run, load, read_config, save_run
@@ -69,6 +69,7 @@ def recover(
     plan = Plan.load(run / PLAN)
     again = {"data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout, "epochs": epochs,
              "seed": seed, "precision": precision, "ema": ema}  # fmt: skip
+    stop_once()
     with j.resumable(run), progress() as show:
         train, held = Feed.of(given.data, given.inputs).split(holdout, seed)
         try:

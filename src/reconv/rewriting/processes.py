@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def processes(precision: str | None, module: nn.Module) -> Iterator[Processes]:
                          got={"ACCELERATE_MIXED_PRECISION": repr(wanted)})  # fmt: skip
     users = dict(AcceleratorState._shared_state)  # one per process, whose precision cannot be changed
     AcceleratorState._shared_state.clear()
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True),
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True),
                 InitProcessGroupKwargs(timeout=WAIT)]  # fmt: skip
     try:
         accelerator = Accelerator(device_placement=False, mixed_precision=wanted, kwargs_handlers=handlers,
@@ -121,6 +122,17 @@ def launched() -> int:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size()
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def stop_once() -> None:
+    """Of several processes each is told twice to stop, by the terminal and by the launcher: once is enough."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if launched() > 1:
+        signal.signal(signal.SIGINT, stop)
 
 
 def leave() -> None:
