@@ -79,28 +79,25 @@ def apart(ours: nn.Module, theirs: nn.Module) -> float:
     return float((ours(x) - theirs(x)).norm() / theirs(x).norm())
 
 
-def broken(*args: object) -> float:
+def broken(net: nn.Module) -> float:
     raise ZeroDivisionError("no batches")
 
 
 def run(folder: Path | None, asked: dict[str, Any]) -> Came:
-    """A recovery with these options; beside those of `recover`, `stop_at` a step, `fail_on` a rank or "evaluate"."""
+    """A recovery with these options; beside those of `recover`: `stop_at` a step; `fail`: its judge does."""
     options = {**SETTINGS, **asked}
-    stop_at, fail_on = options.pop("stop_at", None), options.pop("fail_on", None)
+    stop_at, judge = options.pop("stop_at", None), broken if options.pop("fail", False) else None
     dtype = torch.float64 if options.pop("double", False) else torch.float32
     data = Shaken() if options.pop("shaken", False) else samples(dtype=dtype)
-    came, own = Came({}, [], []), student(dtype)
+    came = Came({}, [], [])
 
     def progress(what: str, done: int, total: int) -> None:
         came.steps.append(done)
         if done == stop_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    if fail_on == "evaluate":
-        options["evaluate"] = broken
-    elif fail_on is not None and fail_on == os.environ["RANK"]:
-        own[6].register_forward_pre_hook(broken)
-    net = recover(own, teacher(dtype), data, checkpoint=folder, progress=progress, log=came.log.append, **options)
+    net = recover(student(dtype), teacher(dtype), data, evaluate=judge, checkpoint=folder, progress=progress,
+                  log=came.log.append, **options)  # fmt: skip
     came.state = net.state_dict()
     return came
 
