@@ -1,7 +1,9 @@
 """Settings of every test run: nothing leaves the machine, nothing is left in the user's cache folder."""
 
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -36,3 +38,14 @@ def torch_alone(monkeypatch):
     yield
     monkeypatch.undo()
     forget()
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """A working directory with net.py and some configurations."""
+    from commanded import SOURCE
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net.py").write_text(SOURCE)
+    return tmp_path

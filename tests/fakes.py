@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ class FakeTarget:
 
     Args:    mac: milliseconds of a multiply-accumulate; grouped: how much dearer it is where there are groups;
              channels_last: the same in that layout.
+             refuses: networks that it raises a ValueError for.
              seen: how many networks each call of `measure` was given.
     """
 
@@ -30,6 +31,7 @@ class FakeTarget:
     grouped: float = 1.0
     channels_last: float = 1.0
     name: str = "fake"
+    refuses: Callable[[nn.Module], bool] | None = field(default=None, repr=False)
     seen: list[int] = field(default_factory=list, repr=False, compare=False)
 
     def fingerprint(self) -> str:
@@ -41,6 +43,8 @@ class FakeTarget:
         return [Timing(self._latency_ms(*job), 0.0, 5) for job in jobs]
 
     def _latency_ms(self, model: nn.Module, inputs: tuple[Any, ...]) -> float:
+        if self.refuses and self.refuses(model):
+            raise ValueError("no kernel for this")
         assert not any(module.training for module in model.modules()), "an engine is given networks in evaluation mode"
         with torch.no_grad(), _Work(self) as work:
             model(*inputs)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commanded import DATA, MODEL, reconv
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -21,59 +22,6 @@ from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
 from reconv.spec import ConvSpec
-
-SOURCE = """
-import pathlib
-import torch
-from torch import nn
-
-def make():
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
-                         nn.Conv2d(8, 12, 5, padding=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                         nn.Linear(12, 5))
-
-def data():
-    return torch.randn(40, 3, 9, 7, generator=torch.Generator().manual_seed(3))
-
-def holed():
-    return torch.full((40, 3, 9, 7), float("nan"))
-
-def once():
-    return iter([torch.zeros(4, 3, 9, 7)])
-
-def fails(model):
-    raise ZeroDivisionError("no batches")
-
-def flat():
-    return nn.Sequential(nn.Flatten(), nn.Linear(189, 5))
-
-def score(model):
-    calls = pathlib.Path("calls")
-    if calls.exists():
-        calls.write_text(calls.read_text() + "x")
-        if len(calls.read_text()) == 3:
-            calls.unlink()
-            raise KeyboardInterrupt
-    return 0.5
-"""
-MODEL = ["net.py:make", "--input", "1x3x9x7"]
-DATA = ["--data", "net.py:data"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    """A working directory with net.py and some configurations."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "net.py").write_text(SOURCE)
-    return tmp_path
-
-
-def reconv(*args: object, status: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in args])
-    assert result.exit_code == status, (result.stdout, result.stderr, result.exception)
-    assert "Traceback" not in result.stderr
-    return result
 
 
 def test_help_and_version_are_there():
@@ -429,6 +377,9 @@ WRONG_USAGE = {
     "infinite mean": (["rewrite", *MODEL, *DATA, "--mean", "inf"], "numbers with commas"),
     "mean of no data": (["plan", *MODEL, "--mean", "0.5"], "it is for --data"),
     "std of 0": (["plan", *MODEL, *DATA, "--std", "1,0,1"], "must be positive"),
+    "wishes of another form": (["plan", *MODEL, "--wishes", "net.py"], "must hold a plan as JSON"),
+    "a plan that is none": (["rewrite", *MODEL, "--plan", "nowhere.json"], "must hold a plan as JSON"),
+    "a front too long": (["plan", *MODEL, "--front", 65], "front"),
     "no rules": (["plan", *MODEL, "--rules", " ,"], "at least one rule"),
     "no sites": (["rewrite", *MODEL, "--sites", ""], "at least one layer"),
     "data": (["rewrite", *MODEL, "--data", "somewhere"], "must be a folder of images"),
@@ -464,6 +415,15 @@ FAILURES = {
     "no weights": (["summary", *MODEL, "--weights", "w.pt"], "must exist"),
     "NaN in the data": (["rewrite", *MODEL, "--data", "net.py:holed", "--budget", "macs=0.6"], "finite"),
     "data of another shape": (["rewrite", *MODEL, "--data", "d.npz", "--budget", "macs=0.6"], "channels"),
+    "whole numbers for data": (
+        ["rewrite", *MODEL, "--data", "i.npz", "--budget", "macs=0.6"],
+        "got dtype=torch.int64, example_inputs=torch.float32",
+    ),
+    "doubles for data": (
+        ["plan", *MODEL, "--data", "net.py:doubles", "--budget", "macs=0.6"],
+        "got dtype=torch.float64, example_inputs=torch.float32",
+    ),
+    "one image": (["rewrite", *MODEL, "--data", "net.py:one", "--budget", "macs=0.6"], "two samples to hold one out"),
     "one-shot data": (["rewrite", *MODEL, "--data", "net.py:once", "--budget", "macs=0.6"], "more than one pass"),
     "a judge that fails": (
         ["rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 0, "--evaluate", "net.py:fails"],
@@ -476,6 +436,7 @@ FAILURES = {
 @pytest.mark.parametrize("args, message", FAILURES.values(), ids=FAILURES)
 def test_a_failure_is_one_line(here, args, message):
     np.savez("d.npz", x=np.zeros((8, 4, 9, 7), np.float32))
+    np.savez("i.npz", x=np.zeros((8, 3, 9, 7), np.int64))
     shown = reconv(*args, status=1)
     assert message in shown.stderr
     assert shown.stderr.startswith("Error: ")
@@ -521,10 +482,6 @@ KERNEL_LINES = {
 
 @pytest.mark.parametrize("arguments, status, says", KERNEL_LINES.values(), ids=KERNEL_LINES.keys())
 def test_kernels_are_explained(arguments, status, says):
-    from typer.testing import CliRunner
-
-    from reconv.cli import app
-
     result = CliRunner().invoke(app, ["kernels", *arguments])
     assert result.exit_code == status
     assert says in result.output
@@ -532,9 +489,6 @@ def test_kernels_are_explained(arguments, status, says):
 
 @pytest.mark.parametrize("saved, told", [(0.001, True), (1.0, False)])
 def test_kernels_tells_where_a_call_costs_more_than_it_saves(saved, told, monkeypatch):
-    from typer.testing import CliRunner
-
-    from reconv.cli import app
     from reconv.ops import dispatch
 
     monkeypatch.setattr(dispatch, "saving_ms", lambda _: saved)

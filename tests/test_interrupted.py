@@ -162,7 +162,7 @@ def handmade(*args: object, **options: object) -> Plan:
 
 @pytest.fixture
 def planned(monkeypatch):
-    monkeypatch.setattr(job, "plan", handmade)
+    monkeypatch.setattr(job, "make", handmade)
 
 
 def stopping(step: int, kind: type[BaseException]):
@@ -205,7 +205,7 @@ def test_killed_in_any_stage_and_resumed(tmp_path, planned, step, monkeypatch):
     monkeypatch.setattr(training, "SHARE", 1e9)
     with pytest.raises(KilledError):
         rewrite(network(), IMAGE, **JOB, out=tmp_path, progress=stopping(step, KilledError))
-    monkeypatch.setattr(job, "plan", lambda *args, **options: pytest.fail("planned again"))
+    monkeypatch.setattr(job, "make", lambda *args, **options: pytest.fail("planned again"))
     resumed = rewrite(network(), IMAGE, **JOB, out=tmp_path, resume=True)
     assert same(resumed.model.state_dict(), whole.model.state_dict())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from fakes import FakeTarget, grid
 from hypothesis import given
 from hypothesis import strategies as st
+from planned import DATA, IMAGE, network
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
@@ -85,6 +87,9 @@ def test_budgets_are_read(text, limits):
     "text",
     ["", "latency", "latency=", "=0.5", "latency=0", "latency=1.01", "latency=-0.5", "latency=2", "latency=nan",
      "latency=inf", "latency=12MB", "latency=12 parsecs", "macs=1ms", "macs=2e9", "error=2", "error=5%", "error=1ms",
+     "latency=1e999", "latency=1e999ms", "latency=0ms", "latency=0.0us", "latency=1e-999s", "macs=0", "macs=-1G",
+     "params=1e400M", "memory=0B", "latency=0.5,latency=12ms", "error=0", "error=0.0", "error=-0.1", "error=1e999",
+     {"latency": float("inf")}, {"latency": float("nan")}, {"error": 0},
      "flops=0.5", "Latency=0.5", "latency=0.5,", "latency=0.5,latency=0.4", "latency=0.5;params=0.5", "latency=0.5ms2",
      "latency=0x1", 0.5, 5, ["latency=0.5"], {"latency": None}, {"latency": True}],
 )  # fmt: skip
@@ -120,7 +125,8 @@ def test_plans_come_back_from_json(tmp_path, made):
     data = json.loads((tmp_path / "plan.json").read_text())
     assert data == made.to_dict()
     assert (data["format"], set(data)) == (1, {"format", "model", "budget", "target", "layout", "met", "reason",
-                                               "latency_ratio", "fit", "edits", "refusals"})  # fmt: skip
+                                               "latency_ratio", "fit", "wishes", "measured", "edits", "refusals",
+                                               "front", "considered"})  # fmt: skip
 
 
 def test_a_plan_written_by_hand_may_be_short():
@@ -397,17 +403,6 @@ def test_the_front_keeps_its_ends_and_what_is_known(front, known, kept, monkeypa
 # whole plans -------------------------------------------------------------------------------------
 
 
-def network(seed: int = 0) -> nn.Module:
-    """Wide enough that the rules have something to offer, small enough to be planned at once."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 5, padding=2), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 24, 3, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5),
-    ).eval()  # fmt: skip
-
-
-IMAGE = torch.linspace(-2, 2, 3 * 11 * 13).sin().reshape(1, 3, 11, 13)
 FAKE = FakeTarget()
 EXACT = {"fold_batch_norm", "fold_branches", "merge_linear", "trim", "fuse_activation", "kernel"}
 
@@ -427,9 +422,6 @@ FIGURES = {
     "params": lambda m: sum(p.numel() for p in m.parameters()),
     "memory": memory,
 }
-
-
-DATA = grid(40, 3, 11, 13)
 
 
 @pytest.mark.parametrize(
@@ -524,6 +516,20 @@ def test_exact_rules_are_kept_as_far_as_they_measure_faster():
     assert [(e.site, e.rule) for e in made.edits] == [("0", "fold_batch_norm"), ("3", "fold_batch_norm")]
     reasons = {(r.site, r.rule): r.reason for r in made.refusals}
     assert reasons["0", "fuse_activation"] == "the network measured no faster with it"
+
+
+@dataclass(frozen=True)
+class Exporting(FakeTarget):
+    exports: bool = True
+
+
+def test_an_engine_of_exported_networks_is_spared_what_is_pytorchs_own():
+    last = {"channels_last": 0.5}
+    free, made = (plan(network(), IMAGE, "latency=0.5", None, t) for t in (FakeTarget(**last), Exporting(**last)))
+    assert (free.layout, made.layout) == ("channels_last", "contiguous")
+    assert not {"fuse_activation", "kernel"} & {e.rule for e in made.edits}
+    said = {r.rule: r.reason for r in made.refusals if r.site == "*"}
+    assert said["kernel"] == "fake runs the network exported, and sees to that itself"
 
 
 def test_exact_rules_without_a_budget_fold_and_fuse():
@@ -693,3 +699,34 @@ def test_progress_is_told():
     assert {what.partition(",")[0] for what, _, _ in seen} == {"measuring proposals", "correcting by the whole network"}
     assert all(done <= total for _, done, total in seen)
     assert seen[-1][1] == seen[-1][2]
+
+
+class Headed(nn.Sequential):
+    """Two convolutions, and a large layer that is none."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 5), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
+                         nn.Linear(64, 300))  # fmt: skip
+
+
+@pytest.mark.parametrize("budget, floor", [
+    ("params=0.5", "0.74 of it"), ("params=9K", "1.95e+04"), ("memory=0.5", "0.684 of it"),
+    ("macs=1e-3", "0.0671 of it"), ("params=0.8", None), ("macs=0.07", None),
+])  # fmt: skip
+def test_a_budget_that_no_choice_can_keep_says_what_lies_outside(budget, floor):
+    made = plan(Headed().eval(), IMAGE, budget, None, FAKE, ["bottleneck", "separable"])
+    name = budget.partition("=")[0]
+    if floor is None:
+        assert "outside" not in (made.reason or "")
+        return
+    assert not made.met
+    assert made.edits
+    assert made.reason.startswith(f"{name}: asked for ")
+    assert made.reason.endswith(f", and at least {floor} lies outside the sites that can change")
+
+
+def test_what_changes_with_a_site_does_not_lie_outside():
+    made = plan(Headed().eval(), IMAGE, "params=0.01", None, FAKE, "prune_channels")
+    assert not made.met
+    assert "outside" not in made.reason

@@ -437,6 +437,19 @@ class Padded(Net):
 REFUSED = {
     "NaN": (Net, {"data": bad(-1, math.nan)}, "must be finite"),
     "empty": (Net, {"data": SEEN[:0]}, "at least one sample|two samples"),
+    "bytes": (
+        Net,
+        {"data": SEEN.to(torch.uint8)},
+        "must run on the data; got dtype=torch.uint8, weights=torch.float32",
+    ),
+    "doubles": (Net, {"data": SEEN.double()}, r"got dtype=torch.float64, .*Convert the data to torch\.float32\."),
+    "bytes, unlike the example": (
+        Net,
+        {"data": SEEN.to(torch.uint8), "example_inputs": SEEN[:1]},
+        "the dtype of example_inputs; got dtype=torch.uint8, example_inputs=torch.float32",
+    ),
+    "too few dimensions": (Net, {"data": SEEN[:, 0]}, "must run on the data; got dtype=torch.float32, weights=torch.f"),
+    "one": (Net, {"data": SEEN[:1]}, "two samples to hold one out; got samples=1"),
     "one-shot": (Net, {"data": iter([SEEN])}, "more than one pass"),
     "other structure": (lambda: Net(lambda y: (y,)), {}, "same floating tensors"),
     "other shape": (lambda: Net(lambda y: y[:, :2]), {}, "same floating tensors"),

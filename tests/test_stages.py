@@ -60,7 +60,7 @@ def test_wrong_stages(stages, epochs, data):
                        ({"log": "wandb"}, "it must be one of json, tensorboard; got log='wandb'")]
 )  # fmt: skip
 def test_wrong_ways_to_recover_are_said_before_planning(wrong, message, monkeypatch):
-    monkeypatch.setattr(job, "plan", lambda *args, **options: pytest.fail("it was planned"))
+    monkeypatch.setattr(job, "make", lambda *args, **options: pytest.fail("it was planned"))
     with pytest.raises(ConvError, match=message):
         rewrite(network(), IMAGE, data=DATA, **wrong)
 
@@ -70,7 +70,7 @@ SHARES = [(1, [(None, [0, 1, 2, 3])]), (2, [(1, [0, 1]), (2, [0, 1, 2])]), (3, [
 
 @pytest.mark.parametrize("stages, expected", SHARES)
 def test_each_stage_has_its_share_of_the_epochs(tmp_path, monkeypatch, stages, expected):
-    monkeypatch.setattr(job, "plan", handmade)
+    monkeypatch.setattr(job, "make", handmade)
     result = rewrite(network(), IMAGE, **JOB | {"epochs": 3, "stages": stages}, out=tmp_path)
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     seen = [(number, [e["epoch"] for e in events if e.get("stage") == number]) for number, _ in expected]
@@ -84,7 +84,7 @@ def test_each_stage_has_its_share_of_the_epochs(tmp_path, monkeypatch, stages, e
 
 def test_a_later_stage_keeps_what_an_earlier_one_learned(tmp_path, monkeypatch):
     """What the second stage begins with is the recovered network with the second part, not the first one's start."""
-    monkeypatch.setattr(job, "plan", handmade)
+    monkeypatch.setattr(job, "make", handmade)
     rewrite(network(), IMAGE, **JOB, out=tmp_path)
     first = torch.load(tmp_path / "checkpoint/stage1/recovery.pt")
     second = torch.load(tmp_path / "checkpoint/stage2/recovery.pt")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +60,7 @@ def test_targets_by_name():
     engine = get_target("torch")
     assert get_target(engine) is engine
     assert machine() in engine.fingerprint()
+    assert get_target("torch-compile:2").name == "torch.compile:2"
     for wrong in ("onnx", "torch:", "torch:0", "torch:two"):
         with pytest.raises(ConvError, match=f"target must be one of torch, .*; got target={wrong}") as caught:
             get_target(wrong)
@@ -75,6 +78,24 @@ def test_a_target_measures_with_its_own_threads_and_gives_them_back():
     assert seen == {1}
     assert torch.get_num_threads() == before
     assert get_target("torch:1").fingerprint() != get_target("torch:2").fingerprint()
+
+
+def test_a_call_lasts_until_its_device_is_done(monkeypatch):
+    """On a device that only takes work into a queue, as a GPU does."""
+    happened: list[object] = []
+
+    class Queueing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, device="meta"))
+
+        def forward(self, x):
+            happened.append("called")
+            return x
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", happened.append)
+    (timing,) = get_target("torch").measure([(Queueing(), (torch.zeros(1),))], 0.0)
+    assert happened == ["called", torch.device("meta")] * (2 + timing.rounds)
 
 
 def test_the_number_of_threads_is_part_of_the_fingerprint():
@@ -138,6 +159,14 @@ def test_another_problem_is_measured_anew(tmp_path, other):
     cache.close()
 
 
+def test_a_graphics_card_is_part_of_what_is_remembered(monkeypatch):
+    keys = set()
+    for card in ("A", "B"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, card=card: card)
+        keys.add(replace(PROBLEM, device=torch.device("cuda:0")).key(FakeTarget()))
+    assert len(keys) == 2
+
+
 def test_latencies_of_every_kind_of_block_are_found_and_random_numbers_left_alone():
     blocks = ["ic4oc4k3p1", "ic4oc2k1x1 -> shuffle(2)", "(ic4oc2k3x3p1 + ic4oc2k1x1)", "permute(4) -> ic4oc2k1x1",
               "shuffle(2)", "se(2)"]  # fmt: skip
@@ -147,23 +176,45 @@ def test_latencies_of_every_kind_of_block_are_found_and_random_numbers_left_alon
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("harm", ["a file where the folder should be", "no database", "another table"])
-def test_a_cache_that_cannot_be_used_is_said_once_and_work_goes_on(tmp_path, harm):
-    path = tmp_path / "folder" / "latency.sqlite"
-    if harm == "a file where the folder should be":
-        path.parent.write_text("")
-    else:
-        path.parent.mkdir()
-        path.write_bytes(b"no database at all " * 99)
-    if harm == "another table":
-        import sqlite3
+def _table(path, columns="key TEXT PRIMARY KEY, median_ms REAL, spread_ms REAL, rounds INTEGER", rows=()):
+    path.parent.mkdir()
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(f"CREATE TABLE latency ({columns})")
+        for row in rows:
+            connection.execute("INSERT INTO latency VALUES (?, ?, ?, ?)", row)
+    connection.close()
 
-        path.unlink()
-        connection = sqlite3.connect(path)
-        connection.execute("CREATE TABLE latency (key TEXT)")
-        connection.commit()
-        connection.close()
-    target = FakeTarget()
+
+def _cut_short(path):
+    _table(path, rows=[(f"key {i} " * 20, 1.0, 0.0, 5) for i in range(500)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + bytes(len(whole) // 2 - 4096))
+
+
+def _not_to_be_written(path):
+    _table(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE INSERT ON latency BEGIN SELECT RAISE(FAIL, 'readonly'); END")
+    connection.close()
+
+
+HARMED = {
+    "a file where the folder should be": lambda path: path.parent.write_text(""),
+    "a folder where the file should be": lambda path: path.mkdir(parents=True),
+    "no database": lambda path: (path.parent.mkdir(), path.write_bytes(b"no database at all " * 99)),
+    "cut short": _cut_short,
+    "another table": lambda path: _table(path, "key TEXT"),
+    "columns of another version": lambda path: _table(path, "key TEXT, median REAL, spread REAL, low REAL"),
+    "more columns": lambda path: _table(path, "key TEXT, median_ms REAL, spread_ms REAL, rounds INTEGER, low_ms REAL"),
+    "not to be written": _not_to_be_written,
+}
+
+
+@pytest.mark.parametrize("harm", HARMED.values(), ids=HARMED)
+def test_a_cache_that_cannot_be_used_is_said_once_and_work_goes_on(tmp_path, harm):
+    path, target = tmp_path / "folder" / "latency.sqlite", FakeTarget()
+    harm(path)
 
     def work() -> None:
         cache = LatencyCache(path)
@@ -178,6 +229,80 @@ def test_a_cache_that_cannot_be_used_is_said_once_and_work_goes_on(tmp_path, har
         work()
     assert len(said) == 1
     assert len(target.seen) == 2
+
+
+def test_a_folder_that_cannot_be_written_still_tells_what_it_knows(tmp_path, monkeypatch):
+    """Opened as SQLite does there; root may write anywhere."""
+    target, path, connect = FakeTarget(), tmp_path / "latency.sqlite", sqlite3.connect
+    cache = LatencyCache(path)
+    known = time_blocks(target, [PROBLEM], cache)
+    cache.close()
+
+    def only_read(at, **settings):
+        return connect(f"file:{at}?mode=ro", uri=True, **settings)
+
+    monkeypatch.setattr(sqlite3, "connect", only_read)
+    cache = LatencyCache(path)
+    assert time_blocks(target, [PROBLEM], cache) == known
+    with pytest.warns(UserWarning, match=r"cannot be used \(attempt to write a readonly database\)") as said:
+        time_blocks(target, [PROBLEM, *OTHERS.values()], cache)
+    assert len(said) == 1
+    assert len(time_blocks(target, list(OTHERS.values()), cache)) == len(OTHERS)
+    assert target.seen == [1, len(OTHERS)]
+    with pytest.warns(UserWarning, match="unable to open database file"):
+        LatencyCache(tmp_path / "other.sqlite")  # which would have to be made
+
+
+@pytest.mark.parametrize("row", [(None, 0.0, 5), ("fast", 0.0, 5), (1.0, None, 5), (1.0, 0.0, "some")])
+def test_a_row_that_is_no_timing_is_measured_anew_and_replaced(tmp_path, row):
+    target, path = FakeTarget(), tmp_path / "folder" / "latency.sqlite"
+    _table(path, rows=[(PROBLEM.key(target), *row)])
+    for _ in range(2):
+        cache = LatencyCache(path)
+        assert time_blocks(target, [PROBLEM], cache) == time_blocks(FakeTarget(), [PROBLEM])
+        cache.close()
+    assert target.seen == [1]
+
+
+@pytest.mark.parametrize("name, changed", [
+    ("torch", "torch.__version__"), ("torch", "reconv.__version__"),
+    ("torch", "reconv.targets.engine.native_version"), ("torch", "reconv.targets.engine.machine"),
+    ("torch.compile", "torch.__version__"), ("torch.compile", "reconv.__version__"),
+    ("onnxruntime", "onnxruntime.__version__"), ("onnxruntime", "torch.__version__"),
+    ("onnxruntime", "reconv.__version__"), ("onnxruntime", "reconv.targets.exported.machine"),
+    ("openvino", "openvino.__version__"),
+])  # fmt: skip
+def test_what_another_version_measured_is_measured_anew(tmp_path, monkeypatch, name, changed):
+    """Each engine measured by a fake one, so that only its name for itself counts."""
+    engine, fake, path = get_target(f"{name}:1"), FakeTarget(), tmp_path / "latency.sqlite"
+    monkeypatch.setattr(type(engine), "measure", lambda self, *given: fake.measure(*given))
+    for _ in range(3):
+        cache = LatencyCache(path)
+        time_blocks(engine, [PROBLEM], cache)
+        cache.close()
+    assert fake.seen == [1]
+    version = "0.0.1" if changed.endswith("__version__") else lambda: "another"
+    monkeypatch.setattr(changed, version)
+    cache = LatencyCache(path)
+    time_blocks(engine, [PROBLEM], cache)
+    assert fake.seen == [1, 1]
+    cache.close()
+
+
+def test_the_name_of_the_file_has_the_number_of_its_form(tmp_path, monkeypatch):
+    """Another version with another form has a file of its own, and both go on."""
+    monkeypatch.setenv("RECONV_CACHE", str(tmp_path))
+    (tmp_path / "latency-0.sqlite").write_bytes(b"of long ago")
+    (tmp_path / "latency-2.sqlite").write_bytes(b"of times to come")
+    target = FakeTarget()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            cache = LatencyCache()
+            time_blocks(target, [PROBLEM], cache)
+            cache.close()
+    assert target.seen == [1]
+    assert cache.path.name == "latency-1.sqlite"
 
 
 def test_a_closed_cache_knows_nothing(tmp_path):

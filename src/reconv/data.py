@@ -380,8 +380,8 @@ def _empty() -> ConvError:
 
 def _held_count(total: int, holdout: float) -> int:
     if total < 2:
-        raise _empty() if total == 0 else conv_error(
-            "data", "there must be two samples to hold one out", got={"samples": total}, also=ValueError)  # fmt: skip
+        raise _empty() if total == 0 else conv_error("data", "there must be two samples to hold one out",
+            got={"samples": total}, do="Give more, or none at all.", also=ValueError)  # fmt: skip
     return min(max(round(total * holdout), 1), total - 1)
 
 

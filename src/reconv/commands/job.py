@@ -13,6 +13,8 @@ from reconv.commands.options import usage
 from reconv.commands.output import say
 from reconv.errors import conv_error
 from reconv.planning.budget import Budget
+from reconv.planning.plan import Plan, read_plan_json
+from reconv.planning.wishes import Wishes
 from reconv.rewriting import recovery
 from reconv.rewriting.checkpoint import FILE
 from reconv.rewriting.logs import logger
@@ -25,8 +27,11 @@ RESUMED_AS_BEGUN = ("input", "data", "mean", "std", "budget", "target", "rules",
                     "stages", "precision", "ema")  # fmt: skip
 
 
-def check_job(budget: str | None, rules: str, target: str, sites: str) -> dict[str, Any]:
-    """The arguments of a job, once each is known to be well formed."""
+def check_job(budget: str | None, rules: str, target: str, sites: str, free: bool = False) -> dict[str, Any]:
+    """The arguments of a job, once each is known to be well formed.
+
+    Args:    free: whether smaller rules need no budget, because something else asks for them.
+    """
     with usage("--budget"):
         Budget.of(budget)
     names = [name.strip() for name in rules.split(",") if name.strip()]
@@ -36,11 +41,25 @@ def check_job(budget: str | None, rules: str, target: str, sites: str) -> dict[s
         raise typer.BadParameter("name at least one rule or group, such as exact", param_hint="--rules")
     if not sites.strip(", "):
         raise typer.BadParameter("name at least one layer, or * for all", param_hint="--sites")
-    if budget is None and found and all(rule.group == "smaller" for rule in found):
+    if budget is None and found and not free and all(rule.group == "smaller" for rule in found):
         raise typer.BadParameter(f"{rules} needs one, such as latency=0.5", param_hint="--budget")
     with usage("--target"):
         get_target(target)
     return {"budget": budget, "rules": names, "target": target, "sites": sites}
+
+
+def read_plan(path: Path | None) -> Plan | None:
+    with usage("--plan"):
+        return None if path is None else Plan.load(path)
+
+
+def read_wishes(path: Path | None) -> Plan | Wishes | None:
+    """What a plan settles, or a file that holds nothing but wishes."""
+    if path is None:
+        return None
+    with usage("--wishes"):
+        data = read_plan_json(path)
+        return Plan.from_dict(data) if "format" in data else Wishes.of(data)
 
 
 def check_training(precision: str | None, ema: float, log: str) -> None:

@@ -123,6 +123,19 @@ Config = Annotated[
         callback=_from_file, is_eager=True, metavar="FILE.yaml", help="values for these flags; the command line wins"
     ),
 ]
+Front = Annotated[
+    int, typer.Option(min=0, max=64, help="so many plans besides, from the fastest to the network as it is, and a plot")
+]
+WishesFile = Annotated[
+    Path | None, typer.Option("--wishes", metavar="PLAN.json", help="a plan: what it pins, forbids and forces holds")
+]
+PlanFile = Annotated[
+    Path | None, typer.Option("--plan", metavar="PLAN.json", help="the plan to carry out, instead of choosing one")
+]
+Explain = Annotated[
+    str | None,
+    typer.Option(metavar="SITE", help="show every proposal for this layer, and why it was or was not taken"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="runs/NAME", help="the run folder to write")]
 PlanOut = Annotated[Path, typer.Option("--out", "-o", metavar="PLAN.json", help="file or folder to write the plan to")]

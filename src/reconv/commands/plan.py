@@ -28,29 +28,45 @@ def plan(
     rules: o.Rules = "exact,smaller",
     sites: o.Sites = "*",
     seed: o.Seed = 0,
+    evaluate: o.Evaluate = None,
+    wishes: o.WishesFile = None,
+    front: o.Front = 0,
+    explain: o.Explain = None,
     config: o.Config = None,
     out: o.PlanOut = Path("plan.json"),
     format: o.MaybeFormat = None,
     trust_code: o.TrustCode = False,
 ) -> None:
-    """Choose what each convolution becomes, by measuring; write the plan."""
-    from reconv.commands.given import check_flags, give, scaling
-    from reconv.commands.job import check_job
-    from reconv.planning.make import plan as make
-    from reconv.rewriting.store import write_json
+    """Choose what each convolution becomes, by measuring; write the plan.
 
-    shapes = check_flags(ctx, model, input or [], data, None, trust_code)
+    With --explain, MODEL may be a plan or a run folder: nothing is measured then.
+    """
+    from reconv.commands.given import check_flags, give, scaling
+    from reconv.commands.job import check_job, read_wishes
+    from reconv.planning.make import plan as make
+    from reconv.rewriting.store import save_front, write_text
+
+    if explain is not None and (known := known_plan(model)):
+        emit(explained(known, explain), format or o.Format.TABLE)
+        return
+    shapes = check_flags(ctx, model, input or [], data, evaluate, trust_code)
     means, stds = scaling(mean, std, data)
-    job = check_job(budget, rules, target, sites)
-    given = give(model, shapes, weights=weights, data=data, mean=means, std=stds, seed=seed,
+    wished = read_wishes(wishes)
+    job = check_job(budget, rules, target, sites, free=bool(wished or front))
+    given = give(model, shapes, weights=weights, data=data, mean=means, std=stds, evaluate=evaluate, seed=seed,
                  trust_code=trust_code)  # fmt: skip
     with progress() as show:
-        found = make(given.model, given.inputs, data=given.data, seed=seed, progress=show, **job)
+        found = make(given.model, given.inputs, data=given.data, seed=seed, wishes=wished, front=front,
+                     evaluate=given.evaluate, progress=show, **job)  # fmt: skip
     found = named(found, model)
     out = out / "plan.json" if out.is_dir() else out
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, found.to_dict())
-    emit(sheet(found), format)
+    write_text(out, found.text())
+    emit(sheet(found) if explain is None else explained(found, explain), format)
+    if found.alternatives:
+        folder = out.with_name(f"{out.stem}-front")
+        save_front(folder, found)
+        say(f"{folder}: {len(found.alternatives)} plans, and front.svg")
     for line in unused(found):
         say(line)
     say(f"{out}: {verdict(found)}")
@@ -62,7 +78,27 @@ def named(plan: Plan, ref: str) -> Plan:
     """The plan, saying what the command line called its network."""
     from dataclasses import replace
 
-    return replace(plan, model={**plan.model, "ref": ref})
+    others = tuple(named(other, ref) for other in plan.alternatives)
+    return replace(plan, model={**plan.model, "ref": ref}, alternatives=others)
+
+
+def known_plan(model: str) -> Plan | None:
+    """The plan that MODEL is, or that its run folder holds; None for a network."""
+    from reconv.planning.plan import Plan
+    from reconv.rewriting.store import PLAN, is_run
+
+    if is_run(model):
+        return Plan.load(Path(model) / PLAN)
+    return Plan.load(model) if Path(model).suffix == ".json" else None
+
+
+def explained(plan: Plan, site: str) -> Sheet:
+    """Every proposal for a site; the fastest first, those that were not measured last."""
+    rows = sorted(plan.explain(site), key=lambda row: (row.latency_ms is None, row.latency_ms))
+    cells = [[r.rule, str(r.block), number(r.latency_ms), number(r.fit_error), number(r.error), r.verdict]
+             for r in rows]  # fmt: skip
+    return Sheet(("rule", "block", "latency_ms", "fit_error", "error", "verdict"), cells,
+                 {"format": 1, "site": site, "considered": [row.to_dict() for row in rows]})  # fmt: skip
 
 
 def verdict(plan: Plan) -> str:

@@ -35,6 +35,9 @@ def rewrite(
     ema: o.Ema = 0.0,
     log: o.LogKind = "json",
     seed: o.Seed = 0,
+    plan: o.PlanFile = None,
+    wishes: o.WishesFile = None,
+    front: o.Front = 0,
     config: o.Config = None,
     resume: o.Resume = False,
     out: o.Out = None,
@@ -53,7 +56,8 @@ def rewrite(
 
     shapes = check_flags(ctx, model, input or [], data, evaluate, trust_code)
     means, stds = scaling(mean, std, data)
-    job = j.check_job(budget, rules, target, sites)
+    job = j.check_job(budget, rules, target, sites, free=bool(plan or wishes or front))
+    ready, wished = j.read_plan(plan), j.read_wishes(wishes)
     j.check_holdout(holdout)
     j.check_training(precision, ema, log)
     with usage("--stages"):
@@ -65,7 +69,8 @@ def rewrite(
              "weights_hash": weights_hash(given.model)}  # fmt: skip
     settings: dict[str, Any] = {
         "input": list(given.shapes), "data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout,
-        **job, "epochs": epochs, "seed": seed, "stages": stages, "precision": precision, "ema": ema,
+        **job, "epochs": epochs, "seed": seed, "plan": plan and str(plan), "wishes": wishes and str(wishes),
+        "stages": stages, "precision": precision, "ema": ema,
     }  # fmt: skip
     if resume and is_run(folder):
         j.check_same(read_config(folder), settings)
@@ -74,20 +79,20 @@ def rewrite(
         write_config(folder, {"model": began, "settings": settings})
         try:
             result = run(given.model, given.inputs, data=given.data, epochs=epochs, evaluate=given.evaluate,
-                         holdout=holdout, seed=seed, out=folder, resume=resume, progress=show, stages=stages,
-                         precision=precision, ema=ema, log=log, **job)  # fmt: skip
+                         holdout=holdout, seed=seed, plan=ready, wishes=wished, front=front, out=folder, resume=resume,
+                         progress=show, stages=stages, precision=precision, ema=ema, log=log, **job)  # fmt: skip
         except Stopped:
             write_config(folder, {"model": began, "settings": settings, "stopped": True})
             raise
-        plan = named(result.plan, model)
+        made = named(result.plan, model)
         facts = {"latency_ratio": result.latency_ratio, "scores": result.scores}
-        save_run(folder, model=result.model, plan=plan, before=result.before, after=result.after, error=result.error,
+        save_run(folder, model=result.model, plan=made, before=result.before, after=result.after, error=result.error,
                  config={"model": began, "settings": settings, "result": facts})  # fmt: skip
-    emit(sheet(plan, result.before, result.after, result.error, result.scores), format)
-    for line in unused(plan):
+    emit(sheet(made, result.before, result.after, result.error, result.scores), format)
+    for line in unused(made):
         say(line)
-    say(f"{folder}: {verdict(plan)}")
-    if not plan.met:
+    say(f"{folder}: {verdict(made)}")
+    if not made.met:
         raise typer.Exit(3)
 
 

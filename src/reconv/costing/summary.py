@@ -110,12 +110,13 @@ def summary(model: nn.Module, example_inputs: Tensor | Sequence[Any], target: st
 
 
 def _times(model: nn.Module, calls: Sequence[ConvCall], engine: Target, x: Tensor) -> list[Timing | None]:
-    """One timing a call; a deformable one cannot be timed by its spec alone."""
+    """One timing a call; a deformable one cannot be timed by its spec alone, others perhaps not on this engine."""
     layout = layout_of(model)
     timed = [c for c in calls if c.kind != DEFORMABLE]
     problems = [Problem(c.spec, c.input_shape, c.dtype, x.device, layout) for c in timed]
     cache = LatencyCache()
-    known = dict(zip(map(id, timed), time_blocks(engine, problems, cache), strict=True))
+    found = zip(timed, time_blocks(engine, problems, cache), strict=True)
+    known = {id(call): timing for call, timing in found if isinstance(timing, Timing)}
     cache.close()
     return [known.get(id(c)) for c in calls]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -97,7 +98,12 @@ def _limit(name: str, text: str) -> Limit:
     if unit:
         if unit not in UNITS[name]:
             raise _wrong(f"{name} is given in {', '.join(UNITS[name]) or 'no unit'}", f"{name}={text}")
-        return Limit(number * UNITS[name][unit], absolute=True)
+        amount = number * UNITS[name][unit]
+        if not 0 < amount < math.inf:
+            raise _wrong("an amount must be positive and finite", f"{name}={text}")
+        return Limit(amount, absolute=True)
+    if name == "error" and number == 0:
+        raise _wrong("an error must be above 0; the rules of the group 'exact' alone make none", f"{name}={text}")
     if not 0 < number <= 1:
         raise _wrong("a number without a unit must be a fraction in (0, 1]", f"{name}={text}")
     return Limit(number, absolute=name == "error")

@@ -76,10 +76,12 @@ def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str]
         more = [beside[id(other.edit)] for other in chosen.values() if id(other.edit) in beside]
         return sum((c.costs[n] + sum(m[n] for m in more)) / max(kept.costs[n], 1e-300) for n in names), c.error
 
-    for site, row in candidates.items():
+    for site, row in sorted(
+        candidates.items(), key=lambda pair: pair[1][0].edit is None
+    ):  # those that must change first
         taken = [c.edit for c in chosen.values() if c.edit]
         fits = [c for c in row if c.edit is None or not any(exclude(c.edit, other) for other in taken)]
-        chosen[site] = min(fits, key=lambda c: spent(c, row[0]))
+        chosen[site] = min(fits or row, key=lambda c: spent(c, row[0]))
     return chosen
 
 

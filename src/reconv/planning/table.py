@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import nn
 
 from reconv.data import seeded
 from reconv.layers import Absorbed
+from reconv.planning.considered import Considered, Key
 from reconv.planning.edits import filled
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.together import beyond_sums
-from reconv.planning.workbench import Workbench
+from reconv.planning.workbench import Workbench, cannot_run
 from reconv.ruleset import Rule
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, activation_bytes, macs, params, parse
@@ -57,6 +58,13 @@ class Table:
     candidates: dict[str, list[Candidate]] = field(default_factory=dict)
     refusals: list[Refusal] = field(default_factory=list)
     apart: dict[tuple[Edit, Edit], dict[str, float]] = field(default_factory=dict)  # beyond the sum of two edits
+    considered: dict[Key, Considered] = field(default_factory=dict)  # every proposal, as far as it came
+
+    def note(self, site: Site, proposal: Proposal, **known: Any) -> None:
+        """Figures of a proposal, or the verdict on it."""
+        key = (site.name, proposal.rule, proposal.block, proposal.absorbs)
+        given = self.considered.get(key) or Considered(site.name, proposal.rule, proposal.block)
+        self.considered[key] = replace(given, **known)
 
     def alone(self) -> Table | None:
         """Without the edits that change several modules, of which a sum of rows says less; None where there is none."""
@@ -76,36 +84,138 @@ def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
     }
 
 
-def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress) -> Table:
+def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress,
+            required: Collection[str] = ()) -> Table:  # fmt: skip
     """Fills the table: times every proposal of every rule, fits those that gain, probes those on the front.
 
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
+             required: sites that must change, whatever that costs.
     """
     table, rules = Table(layout), tuple(rules)
-    by_name = {rule.name: rule for rule in rules}
     model = to_layout(clone(bench.original), layout)
     prefix = Prefix(model, bench.scout.batches)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
-        offers = _offers(site, rules, table)
-        finished = [bench.finished(site, site.block), *(bench.finished(site, p.block, p.absorbs) for p in offers)]
-        latencies = bench.latencies(finished, site, layout)
-        kept = Candidate(site.name, None, costs(site.block, site, latencies[0]))
-        rows = [(p, _with(costs(p.block, site, ms), _beside(bench, p, layout)))
-                for p, ms in zip(offers, latencies[1:], strict=True)]  # fmt: skip
-        gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
-        _note_losers(site, rules, rows, gaining, kept, gains, table)
-        fitted = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in _worth_fitting(gaining, gains)]
-        known = {b for name, b, _ in bench.errors if name == site.name}
-        front = [one for also in (False, True)  # what others lose besides must not hide what a site gains by itself
-                 for one in _spread(_front([f for f in fitted if bool(f[0].also) == also]), known)]  # fmt: skip
-        front = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in front]
+        wanted = () if site.name in required else gains
+        kept, rows = _timed(bench, site, rules, wanted, table)
+        if kept is None:
+            continue
+        gaining = _gaining(site, rules, rows, kept, wanted, table)
+        front = _fitted(bench, site, rules, gaining, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
-    table.apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
-                              lambda name, text: _as(bench, name, text, layout))  # fmt: skip
+    apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
+                        lambda name, text: _as(bench, name, text, layout))  # fmt: skip
+    table.apart = {pair: more for pair, more in apart.items() if math.isfinite(more["latency"])}
     progress("measuring proposals", len(bench.sites), len(bench.sites))
     return table
+
+
+Row = tuple[Proposal, dict[str, float]]
+Fitted = tuple[Proposal, dict[str, float], Weights]
+
+
+def _timed(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequence[str],
+           table: Table) -> tuple[Candidate | None, list[Row]]:  # fmt: skip
+    """What the site costs as it is (None where the engine cannot run that), and with each proposal that may win."""
+    offers = _offers(site, rules, table)
+    standing = bench.finished(site, site.block)
+    pairs = [(p, bench.finished(site, p.block, p.absorbs)) for p in offers]
+    if tuple(gains) == ("latency",):
+        pairs = _hopeful(bench, site, rules, standing, pairs, table)
+    now, *latencies = bench.latencies([standing, *(block for _, block in pairs)], site, table.layout)
+    if isinstance(now, str):
+        table.refusals.append(Refusal(site.name, "*", f"it stays as it is: {cannot_run(standing, now)}"))
+        return None, []
+    kept = Candidate(site.name, None, costs(site.block, site, now))
+    rows = _able(bench, site, [p for p, _ in pairs], latencies, table)
+    for proposal, cost in rows:
+        table.note(site, proposal, latency_ms=cost["latency"], **{n: cost[n] for n in COSTS if n != "latency"})
+    return kept, rows
+
+
+def _hopeful(bench: Workbench, site: Site, rules: Sequence[Rule], standing: Block,
+             pairs: Sequence[tuple[Proposal, Block]], table: Table) -> list[tuple[Proposal, Block]]:  # fmt: skip
+    """The proposals, each with the form that will run, that may be faster by what this machine can reach."""
+    bounds = bench.bounds([block for _, block in pairs], site)
+    most = GAIN * bench.about(standing, site, table.layout) if any(bounds) else math.inf
+    least = {id(p): bound for (p, _), bound in zip(pairs, bounds, strict=True) if bound >= most and not p.also}
+    for rule in rules:
+        mine = [p for p, _ in pairs if p.rule == rule.name]
+        if mine and all(id(p) in least for p in mine):
+            best = min(least[id(p)] for p in mine)
+            reason = f"no proposal can gain in latency: on this machine the best takes {best:.4g} ms at least"
+            table.refusals.append(Refusal(site.name, rule.name, reason))
+    for proposal, _ in pairs:
+        if id(proposal) in least:
+            reason = f"cannot be faster: at best {least[id(proposal)]:.4g} ms on this machine"
+            table.note(site, proposal, verdict=reason)
+    return [pair for pair in pairs if id(pair[0]) not in least]
+
+
+def _able(bench: Workbench, site: Site, offers: Sequence[Proposal], latencies: Sequence[float | str],
+          table: Table) -> list[Row]:  # fmt: skip
+    """What each proposal costs; those that the engine cannot run are refused."""
+    rows = []
+    for proposal, ms in zip(offers, latencies, strict=True):
+        if isinstance(ms, str):
+            reason = cannot_run(proposal.block, ms)
+        else:
+            cost = _with(costs(proposal.block, site, ms), _beside(bench, proposal, table.layout))
+            if math.isfinite(cost["latency"]):
+                rows.append((proposal, cost))
+                continue
+            reason = f"the engine cannot run what changes with it: {', '.join(name for name, _ in proposal.also)}"
+        table.refusals.append(Refusal(site.name, proposal.rule, reason))
+        table.note(site, proposal, verdict=reason)
+    return rows
+
+
+def _gaining(site: Site, rules: Sequence[Rule], rows: Sequence[Row], kept: Candidate, gains: Sequence[str],
+             table: Table) -> list[Row]:  # fmt: skip
+    """The proposals that cost less than what stands there; and why the others, and whole rules, do not serve."""
+    gaining = [(p, c) for p, c in rows if not gains or any(c[g] < GAIN * kept.costs[g] for g in gains)]
+    for proposal, c in _lacking(rows, gaining):
+        told = ", ".join(f"{g} {c[g]:.4g} against {kept.costs[g]:.4g}" for g in gains)
+        table.note(site, proposal, verdict=f"gains nothing: {told}")
+    winners = {p.rule for p, _ in gaining}
+    for rule in rules:
+        mine = [c for p, c in rows if p.rule == rule.name]
+        if mine and rule.name not in winners:
+            best, now = min(c[gains[0]] for c in mine), kept.costs[gains[0]]
+            reason = f"no proposal gains in {gains[0]}: the best measured {best:.4g}, as it is {now:.4g}"
+            table.refusals.append(Refusal(site.name, rule.name, reason))
+    return gaining
+
+
+def _fitted(bench: Workbench, site: Site, rules: Sequence[Rule], rows: Sequence[Row], gains: Sequence[str],
+            table: Table) -> list[Fitted]:  # fmt: skip
+    """The proposals whose effect on the network is worth measuring, with weights that are fitted as well as can be."""
+    by_name = {rule.name: rule for rule in rules}
+    known = {b for name, b, _ in bench.errors if name == site.name}
+    sizes = _worth_fitting(rows, gains)
+    fits = [(p, c, bench.weights_of(site, p, by_name[p.rule])) for p, c in sizes]
+    for proposal, _, weights in fits:
+        table.note(site, proposal, fit_error=weights.error)
+    # what others lose besides must not hide what a site gains by itself
+    fronts = [_front([f for f in fits if bool(f[0].also) == also]) for also in (False, True)]
+    chosen = [one for front in fronts for one in _spread(front, known)]
+    either = [*fronts[0], *fronts[1]]
+    left = [(one, "other sizes of its form stand for it") for one in _lacking(rows, sizes)]
+    left += [(one, "another fits as well and costs no more") for one in _lacking(fits, either)]
+    left += [(one, "others near it on the front stand for it") for one in _lacking(either, chosen)]
+    for one, reason in left:
+        table.note(site, one[0], verdict=reason)
+    refined = [(p, c, bench.refined(site, p, by_name[p.rule])) for p, c, _ in chosen]
+    for proposal, _, weights in refined:
+        table.note(site, proposal, fit_error=weights.error)
+    return refined
+
+
+def _lacking(before: Sequence[Any], after: Sequence[Any]) -> list[Any]:
+    """The rows that a step left out."""
+    left = {id(one[0]) for one in after}
+    return [one for one in before if id(one[0]) not in left]
 
 
 def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]:
@@ -113,7 +223,10 @@ def _with(cost: dict[str, float], more: Mapping[str, float]) -> dict[str, float]
 
 
 def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, float]:
-    """What the modules that change with a site cost more (or less), each in its own place."""
+    """What the modules that change with a site cost more (or less), each in its own place.
+
+    The latency is NaN where the engine cannot run one of them.
+    """
     total: dict[str, float] = {}
     for name, text in proposal.also:
         if name in bench.everywhere:
@@ -139,8 +252,8 @@ def _as(bench: Workbench, name: str, text: str, layout: str) -> dict[str, float]
     site, block = bench.everywhere[name], parse(text)
     key = (name, block, layout)
     if key not in bench.beside:
-        (ms,) = bench.latencies([bench.finished(site, block)], site.after(block, site.tensors), layout)
-        bench.beside[key] = costs(block, site.after(block, site.tensors), ms)
+        ms = bench.latency(bench.finished(site, block), site.after(block, site.tensors), layout)
+        bench.beside[key] = costs(block, site.after(block, site.tensors), math.nan if ms is None else ms)
     return dict(bench.beside[key])
 
 
@@ -155,24 +268,6 @@ def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
         for proposal in proposals:
             offers.setdefault((proposal.block, proposal.absorbs), proposal)
     return list(offers.values())
-
-
-def _note_losers(site: Site, rules: Sequence[Rule], rows: Sequence[tuple[Proposal, dict[str, float]]],
-                 gaining: Sequence[tuple[Proposal, dict[str, float]]], kept: Candidate,
-                 gains: Sequence[str], table: Table) -> None:  # fmt: skip
-    """Says of each rule with proposals, none of which gained, by how much it fell short."""
-    winners = {p.rule for p, _ in gaining}
-    for rule in rules:
-        mine = [c for p, c in rows if p.rule == rule.name]
-        if mine and rule.name not in winners:
-            gain = gains[0]
-            best, now = min(c[gain] for c in mine), kept.costs[gain]
-            reason = f"no proposal gains in {gain}: the best measured {best:.4g}, as it is {now:.4g}"
-            table.refusals.append(Refusal(site.name, rule.name, reason))
-
-
-Row = tuple[Proposal, dict[str, float]]
-Fitted = tuple[Proposal, dict[str, float], Weights]
 
 
 def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Module, prefix: Prefix,
@@ -191,7 +286,9 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Mod
         if isinstance(error, str):
             why = f"the network fails with {proposal.block}: {error}"
             table.refusals.append(Refusal(site.name, proposal.rule, why))
+            table.note(site, proposal, verdict=why)
             continue
+        table.note(site, proposal, error=error)
         edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs,
                     also=proposal.also)  # fmt: skip
         candidates.append(Candidate(site.name, edit, cost, error))

@@ -23,7 +23,7 @@ from reconv.surgery.find_regions import Runs, inner_first, region_site
 from reconv.surgery.outputs import distance
 from reconv.surgery.sites import chosen
 from reconv.surgery.trace import is_conv
-from reconv.targets import LatencyCache, Problem, Target, layout_of, time_blocks, time_networks
+from reconv.targets import LatencyCache, Problem, Target, Timing, layout_of, time_blocks, try_networks, why_not
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # of a network's output, by an edit that is exact
 SECONDS = 2.0  # to measure the network with and without
@@ -102,24 +102,36 @@ def rewrite_wholes(model: nn.Module, inputs: tuple[Any, ...], rules: Sequence[Ru
     """
     cache, layout = LatencyCache(), layout_of(model)
 
-    def gains(site: Site, block: Block) -> bool:
+    def loses(site: Site, block: Block) -> str | None:
         if forced:
-            return True
-        own = _norms_folded(site)
-        for call in site.calls[:1]:
-            problems = [Problem(b, call.input_shape, site.dtype, site.device, layout) for b in (own, block)]
-            before, after = time_blocks(engine, problems, cache)
-        return after.median_ms < before.median_ms
+            return None
+        own, (call, *_) = _norms_folded(site), site.calls
+        problems = [Problem(b, call.input_shape, site.dtype, site.device, layout) for b in (own, block)]
+        before, after = time_blocks(engine, problems, cache)
+        if isinstance(before, str) or isinstance(after, str):
+            return f"the engine cannot run it: {after if isinstance(after, str) else before}"
+        return None if after.median_ms < before.median_ms else f"it measured no faster: {block}"
 
-    made = exact_wholes(model, inputs, rules, patterns, gains)
+    made = exact_wholes(model, inputs, rules, patterns, loses)
     made.kept = forced and bool(made.edits)
     cache.close()
     if made.edits and not forced:
-        before, after = time_networks(engine, [clone(model).eval(), made.model], inputs, SECONDS)
-        if after.median_ms >= before.median_ms:
-            slower = [Refusal(e.site, e.rule, "the network measured no faster with it") for e in made.edits]
-            made = Wholes(clone(model).eval(), refusals=[*made.refusals, *slower], meant=made.meant)
-    return stronger_wholes(made, inputs, [rule for rule in rules if rule.name in by_name], patterns)
+        before, after = try_networks(engine, [clone(model).eval(), made.model], inputs, SECONDS)
+        if isinstance(after, str):
+            made = _undone(made, model, f"the engine cannot run the network with it: {after}")
+        elif isinstance(before, Timing) and after.median_ms >= before.median_ms:
+            made = _undone(made, model, "the network measured no faster with it")
+    made = stronger_wholes(made, inputs, [rule for rule in rules if rule.name in by_name], patterns)
+    if made.kept and (reason := why_not(engine, (made.model, fresh(inputs)))):
+        return _undone(made, model, f"the engine cannot run the network with it: {reason}")
+    return made
+
+
+def _undone(made: Wholes, model: nn.Module, reason: str) -> Wholes:
+    """The network as it was, and why."""
+    refusals = [r for r in made.refusals if r.rule != "*"]  # which say what closes to other rules
+    refusals += [Refusal(e.site, e.rule, reason) for e in made.edits]
+    return Wholes(clone(model).eval(), refusals=refusals, meant=made.meant)
 
 
 def _norms_folded(site: Site) -> Block:
@@ -133,31 +145,30 @@ def _norms_folded(site: Site) -> Block:
 
 
 def exact_wholes(model: nn.Module, inputs: tuple[Any, ...], rules: Sequence[Rule], patterns: Patterns,
-                 gains: Callable[[Site, Block], bool]) -> Wholes:  # fmt: skip
+                 loses: Callable[[Site, Block], str | None]) -> Wholes:  # fmt: skip
     """Every module that an exact rule simplifies, inner ones first.
 
-    Args:    gains: whether the block measures faster than the site's own.
+    Args:    loses: why a block does not stand in for the site's own; None where it measures faster.
     """
     made = Wholes(clone(model).eval())
     rules = [rule for rule in rules if rule.group == "exact" and serves_wholes(rule)]
     if not rules:
         return made
     expected = _answer(made.model, inputs)
-    _simplify(made, inputs, rules, patterns, gains, None)
+    _simplify(made, inputs, rules, patterns, loses, None)
     if made.edits and _differs(made.model, inputs, expected, next(iter(made.sites.values())).dtype):
         made = Wholes(clone(model).eval())  # again, with a look at the network after each
-        _simplify(made, inputs, rules, patterns, gains, expected)
+        _simplify(made, inputs, rules, patterns, loses, expected)
     return made
 
 
 def _simplify(made: Wholes, inputs: tuple[Any, ...], rules: Sequence[Rule], patterns: Patterns,
-              gains: Callable[[Site, Block], bool], expected: Any) -> None:  # fmt: skip
+              loses: Callable[[Site, Block], str | None], expected: Any) -> None:  # fmt: skip
     for site in _sites(made, inputs, patterns):
         for rule in rules:
             reason = rule.refuse(site)
             proposal = None if reason else next(iter(rule.propose(site)))
-            if proposal and not gains(site, proposal.block):
-                reason = f"it measured no faster: {proposal.block}"
+            reason = loses(site, proposal.block) if proposal else reason
             if proposal is None or reason:
                 made.refusals += [Refusal(site.name, rule.name, reason)] if reason and _worth_saying(reason) else []
                 continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import filterfalse
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from reconv.costing.operators import OperatorCount
 from reconv.data import Batch, first, seeded
 from reconv.layers import build
+from reconv.planning.bounds import bound_ms, machine_of
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
@@ -29,11 +31,12 @@ from reconv.targets import (
     LatencyCache,
     Problem,
     Target,
+    Timing,
     layout_of,
     layouts_of,
     time_blocks,
-    time_networks,
     to_layout,
+    try_networks,
 )
 
 SECONDS = 2.0  # to measure one set of networks
@@ -57,6 +60,7 @@ class Outcome:
     memory: float = 0.0
     counted: Mapping[str, float] | None = None  # macs, params and memory, where the sum over sites does not tell
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
 
 
 class Workbench:
@@ -73,7 +77,9 @@ class Workbench:
             sites, everywhere = with_data(sites, calibration), with_data(everywhere, calibration)
         self.sites = {site.name: site for site in sites}
         self.everywhere = {site.name: site for site in everywhere} | self.sites
-        self.exact_rules = [rule for rule in rules if rule.group == "exact"]
+        self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
+        exact = [rule for rule in rules if rule.group == "exact"]
+        self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
         self.cache = LatencyCache()
         self.probe = Probe(self.given, calibration)
         self.scout = Probe(self.given, first(calibration, SCOUTED))
@@ -84,6 +90,7 @@ class Workbench:
         self.beside: dict[tuple[str, Block, str], dict[str, float]] = {}  # costs of what changes with a site
         # of the output, or what the network raised
         self.errors: dict[tuple[str, Block, tuple[str, ...]], float | str] = {}
+        self.unable: dict[tuple[str, str], str] = {}  # why the engine does not run the network with a rule at a site
 
     def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Weights:
         """The starting weights of an edit, from the table where it made them; of several modules as these are now."""
@@ -125,27 +132,48 @@ class Workbench:
             self.forms[key] = now.block
         return self.forms[key]
 
-    def latency(self, block: Block, site: Site, layout: str) -> float:
-        """Milliseconds of a block in a site's place, summed over the site's runs."""
-        return self.latencies([block], site, layout)[0]
+    def latency(self, block: Block, site: Site, layout: str) -> float | None:
+        """Milliseconds of a block in a site's place, over all of its runs; None where the engine cannot run it."""
+        (found,) = self.latencies([block], site, layout)
+        return found if isinstance(found, float) else None
 
-    def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float]:
-        totals = [0.0] * len(blocks)
+    def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float | str]:
+        """The same for several; of a block that the engine cannot run, the reason."""
+        totals: list[float | str] = [0.0] * len(blocks)
         for call in site.calls:
             problems = [Problem(b, taken(b, call), site.dtype, site.device, layout) for b in blocks]
             for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
-                totals[i] += timing.median_ms
+                so_far = totals[i]
+                if isinstance(so_far, float):
+                    totals[i] = timing if isinstance(timing, str) else so_far + timing.median_ms
         return totals
+
+    def bounds(self, blocks: Sequence[Block], site: Site) -> list[float]:
+        """Milliseconds below which no engine of this machine runs a block in a site's place; 0 where not known."""
+        machine = machine_of(self.engine, site.device, site.dtype)
+        if machine is None:
+            return [0.0] * len(blocks)
+        return [sum(bound_ms(b, taken(b, call), machine, site.dtype) for call in site.calls) for b in blocks]
+
+    def about(self, block: Block, site: Site, layout: str) -> float:
+        """Roughly the latency of a block, which leaves no mark in the cache; infinite where it does not run."""
+        total = 0.0
+        for call in site.calls:
+            problem = Problem(block, taken(block, call), site.dtype, site.device, layout)
+            (timing,) = time_blocks(self.engine, [problem], self.cache, keep=False)
+            total += timing.median_ms if isinstance(timing, Timing) else math.inf
+        return total
 
     @property
     def layouts(self) -> tuple[str, ...]:
         """Memory formats to try: the network's own, and any other where exact rules are asked for."""
-        return layouts_of(self.given) if self.exact_rules else (layout_of(self.given),)
+        several = self.exact_rules and not self.exports
+        return layouts_of(self.given) if several else (layout_of(self.given),)
 
     def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
         """Applies edits after those of whole modules, and none, some or all of the exact rules; measures the fastest.
 
-        None where none runs.
+        None where none runs: `unable` says why, and of the exact edits with which the engine does not run it.
         """
         asked, edits = tuple(edits), in_turn(edits, self.sites)
         student, sites = apply_edits(clone(self.original), self.everywhere, edits, self.fit)
@@ -162,15 +190,23 @@ class Workbench:
             if exact and (*edits, *exact) != variants[-1][0]:
                 variants.append(((*edits, *exact), self.with_exact(student, sites, exact)))
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
-        if not variants:
+        base, *timings = try_networks(self.engine, [self.given, *(v[1] for v in variants)], self.inputs, SECONDS)
+        ran = [(t.median_ms, *v) for t, v in zip(timings, variants, strict=True) if isinstance(t, Timing)]
+        self._note_unable([(v[0], t) for t, v in zip(timings, variants, strict=True)])
+        if isinstance(base, str) or not ran:
             return None
-        base, *timings = time_networks(self.engine, [self.given, *(v[1] for v in variants)], self.inputs, SECONDS)
-        best = min(range(len(variants)), key=lambda i: timings[i].median_ms)
-        chosen, model = variants[best]
-        median = timings[best].median_ms
+        median, chosen, model = min(ran, key=lambda one: one[0])
         error = self.probe.error(model, self.finer(asked))
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, error,
-                       counted=counted, asked=asked)  # fmt: skip
+                       counted=counted, asked=asked, model=model)  # fmt: skip
+
+    def _note_unable(self, variants: Sequence[tuple[tuple[Edit, ...], Timing | str]]) -> None:
+        """Which edits, none of which another variant that ran has, come with a variant that the engine cannot run."""
+        ran = {edit for edits, timing in variants if isinstance(timing, Timing) for edit in edits}
+        for edits, reason in variants:
+            if isinstance(reason, str):
+                for edit in set(edits) - ran:
+                    self.unable[edit.site, edit.rule] = f"the engine cannot run the network with it: {reason}"
 
     def with_exact(self, student: nn.Module, sites: Mapping[str, Site], edits: Sequence[Edit]) -> nn.Module:
         """A copy of the student with these edits of exact rules applied."""
@@ -184,10 +220,8 @@ class Workbench:
                 site = now[name]
                 reason = rule.refuse(site)
                 proposal = None if reason else next(iter(rule.propose(site)), None)
-                if proposal is not None and _may_be_slower(rule):
-                    after, before = self.latencies([proposal.block, site.block], site, layout)
-                    if after >= FASTER * before:
-                        proposal, reason = None, f"it measured {after:.4g} ms there, as it is {before:.4g} ms"
+                if proposal is not None and _may_be_slower(rule) and (reason := self._slower(proposal, site, layout)):
+                    proposal = None
                 if proposal is None:
                     refusals.append(Refusal(name, rule.name, reason or "it has no proposal"))
                     continue
@@ -199,6 +233,15 @@ class Workbench:
                     weights = rule.init(site, proposal)
                     now[name] = site.after(proposal.block, weights.tensors, proposal.absorbs)
         return edits, refusals
+
+    def _slower(self, proposal: Proposal, site: Site, layout: str) -> str | None:
+        """Why a proposal does not stand in the site's place; None where it measured faster there."""
+        after, before = self.latencies([proposal.block, site.block], site, layout)
+        if isinstance(after, str):
+            return cannot_run(proposal.block, after)
+        if isinstance(before, str):
+            return cannot_run(site.block, before)
+        return f"it measured {after:.4g} ms there, as it is {before:.4g} ms" if after >= FASTER * before else None
 
     def is_exact(self, edit: Edit) -> bool:
         return any(rule.name == edit.rule for rule in self.exact_rules)
@@ -234,6 +277,10 @@ class Workbench:
         """Whether maps become finer by these edits."""
         denser = {rule.name for rule in self.rules if rule.group == "denser"}
         return any(edit.rule in denser for edit in edits)
+
+
+def cannot_run(block: Block, reason: str) -> str:
+    return f"the engine cannot run it ({block}): {reason}"
 
 
 def _may_be_slower(rule: Rule) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from reconv.costing.render import human
 from reconv.costing.summary import Summary, Totals
 from reconv.planning.plan import Edit, Plan
+from reconv.reporting.front import front_svg
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f37; --bad: #b35900; }
@@ -26,6 +27,7 @@ th { background: linear-gradient(var(--soft), var(--soft)), Canvas; }
 .wide code { white-space: nowrap; } .wide .long { min-width: 18rem; overflow-wrap: anywhere; }
 .wide .long code { white-space: normal; }
 .wide tr > :first-child { position: sticky; left: 0; background-color: Canvas; }
+figure { margin: 0; } figure svg { max-width: 50rem; }
 summary { cursor: pointer; padding: .3rem 0; }
 """
 
@@ -36,7 +38,8 @@ def page(
     """The report of a run as HTML. Everything that comes from outside is escaped."""
     name = str((settings.get("model") or plan.model or {}).get("ref") or "a network")
     body = [f"<h1>{escape(name)}</h1>", _verdict(plan), _figures(before, after, plan, error, settings),
-            _edits(before, plan), _refusals(plan), _convolutions(before, after), _settings(settings)]  # fmt: skip
+            _front(plan), _edits(before, plan), _refusals(plan), _convolutions(before, after),
+            _settings(settings)]  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -81,6 +84,13 @@ def _compared(title: str, old: Totals | None, new: Totals | None, name: str) -> 
     ratio = values[1] / values[0] if values[0] and values[1] is not None and not any(partial) else None
     shown = [mark + _figure(value) for mark, value in zip(partial, values, strict=True)]
     return [title, *shown, _figure(ratio)]
+
+
+def _front(plan: Plan) -> str:
+    """The trade-off, where the search measured more than the plan itself."""
+    if len(plan.front) < 2:
+        return ""
+    return f'<h2>The trade-off</h2><figure class="wide">{front_svg(plan)}</figure>'
 
 
 def _edits(before: Summary | None, plan: Plan) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from reconv.data import Feed
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Lessons, samples_for
+from reconv.planning.made_for import check_made_for
 from reconv.planning.plan import Edit, Plan
 from reconv.planning.wholes import apply_wholes
 from reconv.ruleset import RULES, Rule, rule_named
@@ -55,6 +56,7 @@ def opened(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | N
     """A copy with the edits of whole modules, and its sites."""
     student = apply_wholes(clone(model), plan.wholes, inputs, Fit(rules))
     found = find_sites(student, inputs).sites
+    check_made_for(plan, student, {site.name: site for site in found}, rules)
     known = with_data(found, feed.head(CALIBRATION, seed)) if feed is not None else found
     return student, {site.name: site for site in known}
 

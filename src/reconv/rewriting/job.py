@@ -16,14 +16,16 @@ from reconv.data import Feed
 from reconv.errors import conv_error
 from reconv.planning.additions import ADDING
 from reconv.planning.budget import Budget, Limit
-from reconv.planning.make import Rules, plan
+from reconv.planning.make import Rules
+from reconv.planning.make import plan as make
 from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
+from reconv.planning.wishes import Wishes
 from reconv.rewriting.logs import logger
 from reconv.rewriting.processes import launched
 from reconv.rewriting.recovery import Stopped, check_training
 from reconv.rewriting.stages import Stages, check_stages
-from reconv.rewriting.store import CHECKPOINT, PLAN, save_run, write_json
+from reconv.rewriting.store import CHECKPOINT, PLAN, save_run, write_text
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
@@ -79,6 +81,9 @@ def rewrite(
     holdout: float = 0.1,
     seed: int = 0,
     *,
+    plan: Plan | None = None,
+    wishes: Plan | Wishes | Mapping[str, Any] | None = None,
+    front: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
     ref: str | None = None,
@@ -93,6 +98,8 @@ def rewrite(
     Args:    data: a tensor, a Dataset or batches; labels are used where there are any. None: no recovery.
              epochs: of recovery; 0: none. holdout: the share of `data` that only judges.
              evaluate: a score of a network, higher is better; else the distance to the original's output judges.
+             plan: to be carried out, instead of choosing one; its budget counts where none is given.
+             wishes, front: as for `reconv.plan`; the front's scores are of networks that have not recovered yet.
              out: a run folder for plan.json, checkpoint/ and log.jsonl while the job runs; `resume` goes on there.
              stages: the edits are applied in so many parts, the cheapest in error first, each part recovered for its
              share of the epochs. precision, ema: as for `recover`. log: "json", or "tensorboard", too.
@@ -110,20 +117,28 @@ def rewrite(
     inputs = tensors_of(example_inputs)
     check_stages(stages, epochs, data)
     check_training(precision, ema)
-    limits, engine, found = Budget.of(budget), get_target(target), rules_named(rules)
+    limits = Budget.of(plan.budget if plan and budget is None else budget)
+    engine, found = get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
+    for part in filter(None, (train, held)):
+        part.head(1)  # what is wrong with them is said before any work
     folder = None if out is None else Path(out)
     tell = logger(folder, log)
-    made = _plan_of(folder) if resume else None
-    if made is None:
-        made = plan(model, inputs, limits, train, engine, rules, sites, seed, ref=ref, progress=progress)
+    kept = _plan_of(folder) if resume else None
+    made = kept or plan or make(
+        model, inputs, limits, train, engine, rules, sites, seed, wishes=wishes, front=front,
+        evaluate=evaluate, ref=ref, progress=progress,
+    )  # fmt: skip
+    made = replace(made, target=engine.name)
+    if kept is None:
         _note_plan(folder, made)
+    ready = kept is not None or plan is not None  # it may have been made on another engine
     exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
     changed = any(edit.rule not in exact for edit in made.edits)
     options = {"evaluate": evaluate, "progress": progress, "resume": resume, "precision": precision, "ema": ema}
     try:
         student = Stages(model, made, inputs, found, train, held, seed, stages, folder and folder / CHECKPOINT, tell,
-                         options).run(epochs if changed else 0)  # fmt: skip
+                         engine if ready else None, options).run(epochs if changed else 0)  # fmt: skip
     except Stopped as stop:
         if folder is not None and stop.plan is not None:
             save_run(folder, model=stop.model, plan=stop.plan, error=stop.distance, config={"stopped": True},
@@ -131,6 +146,7 @@ def rewrite(
         raise
     adding = {rule.name for rule in found if rule.group in ADDING}
     asked = _latency_counts(limits) if limits else not any(edit.rule in adding for edit in made.edits)
+    asked = asked and plan is None and not made.wishes.force
     made, student, latency_ratio = _measured(model, student, made, limits, inputs, engine, asked)
     scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
     finer = any(rule.group == "denser" and rule.name in {e.rule for e in made.edits} for rule in found)
@@ -160,7 +176,7 @@ def _note_plan(folder: Path | None, made: Plan) -> None:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
         (folder / CHECKPOINT).mkdir(parents=True)
         for place in (folder / CHECKPOINT, folder):
-            write_json(place / PLAN, made.to_dict())
+            write_text(place / PLAN, made.text())
 
 
 def _measured(model: nn.Module, student: nn.Module, made: Plan, budget: Budget, inputs: tuple[Any, ...],

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reconv.data import Feed, seeded
+from reconv.data import Batch, Feed, seeded
 from reconv.errors import conv_error
 from reconv.planning.plan import Plan
 from reconv.rewriting.processes import PRECISIONS, processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
 from reconv.rewriting.training import Log, Progress, Recovery, trainable
-from reconv.surgery.clone import clone
+from reconv.surgery.clone import clone, fresh
 from reconv.surgery.norms import evaluating
 from reconv.targets.layout import layout_of, to_layout
 
@@ -96,6 +96,7 @@ def recover(
             train, held = train.on(joined.device), held.on(joined.device)
             teacher = to_layout(clone(model), layout_of(copied)).to(joined.device).eval()  # both from now on run alike
             few = next(iter(train.batches(batch_size))).rows(slice(2))
+            _check_takes(teacher, few)
             names = named_sites(copied, teacher, match, few)
             settings = {"epochs": epochs, "seed": seed, "batch_size": batch_size, "lr": lr, "matched": list(names),
                         "precision": joined.precision, "ema": ema}  # fmt: skip
@@ -136,6 +137,20 @@ def _nothing(*args: object) -> None:
 def _parts(feed: Feed, holdout: float | Feed, seed: int) -> tuple[Feed, Feed]:
     """What is trained on and what judges."""
     return (feed, holdout) if isinstance(holdout, Feed) else feed.split(holdout, seed)
+
+
+def _check_takes(model: nn.Module, few: Batch) -> None:
+    """Where there are no example inputs to compare the data with, the network says whether it takes them."""
+    try:
+        with torch.no_grad():
+            model(*fresh(few.inputs))
+    except Exception as error:  # whatever a forward pass may raise
+        found = ", ".join(str(x.dtype) for x in few.inputs if isinstance(x, Tensor))
+        weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        raise conv_error("recover", "the network must run on the data", also=TypeError,
+                         got={"dtype": found, "weights": weights, "error": repr(f"{type(error).__name__}: {error}")},
+                         do=f"Convert the data to {weights}." if found != str(weights) else "",
+                         ) from error  # fmt: skip
 
 
 def _check_alike(ours: Answer, theirs: Answer) -> None:

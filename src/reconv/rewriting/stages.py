@@ -19,7 +19,8 @@ from reconv.rewriting.recovery import Stopped, recover
 from reconv.rewriting.teacher import matched
 from reconv.rewriting.training import Log
 from reconv.ruleset import Rule
-from reconv.targets import to_layout
+from reconv.surgery import clone
+from reconv.targets import Target, check_runs, to_layout
 
 
 def check_stages(stages: int, epochs: int, data: object) -> None:
@@ -76,7 +77,7 @@ class Stages:
     """A network on its way through the edits of a plan.
 
     Args:    teacher: the network as given. train, held: None: no recovery. folder: of checkpoints; None: none are kept.
-             options: of `recover`.
+             engine: that must run both networks, where the plan was not just made on it. options: of `recover`.
     """
 
     teacher: nn.Module
@@ -89,6 +90,7 @@ class Stages:
     count: int = 1
     folder: Path | None = None
     log: Log | None = None
+    engine: Target | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, epochs: int) -> nn.Module:
@@ -102,6 +104,9 @@ class Stages:
             sites = current(student, sites) if number > 1 else sites
             student, sites = edited(student, sites, part, self.train, self.rules, self.seed)
             student = to_layout(student, self.plan.layout)  # which trains faster, too
+            if self.engine is not None:
+                for network in (self.teacher, student):
+                    check_runs(self.engine, clone(network), self.inputs)
             try:
                 student = self.recovered(student, end - start, number, len(parts))
             except Stopped as stop:

@@ -16,7 +16,9 @@ from reconv import __version__
 from reconv.costing.summary import Summary
 from reconv.errors import conv_error
 from reconv.planning.edits import restructure
+from reconv.planning.made_for import differing
 from reconv.planning.plan import Plan
+from reconv.reporting.front import front_svg
 from reconv.reporting.page import page
 from reconv.rewriting.references import build_model, build_trusted
 from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
@@ -24,7 +26,7 @@ from reconv.surgery.fingerprint import structure_hash
 
 FORMAT = 1
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
-LOG, CHECKPOINT = "log.jsonl", "checkpoint"
+LOG, CHECKPOINT, FRONT = "log.jsonl", "checkpoint", "front"
 
 
 def save_run(
@@ -46,11 +48,21 @@ def save_run(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = write_config(folder, {"model": dict(plan.model), **config})
-    write_json(folder / PLAN, plan.to_dict())
+    write_text(folder / PLAN, plan.text())
+    if plan.alternatives:
+        save_front(folder / FRONT, plan)
     save_weights(model, folder / WEIGHTS)
     write_json(folder / SUMMARY, {"format": FORMAT, "before": before and before.to_dict(),
                                    "after": after and after.to_dict(), "error": error})  # fmt: skip
     write_text(folder / REPORT, page(before, after, plan, config, error))
+
+
+def save_front(folder: Path, plan: Plan) -> None:
+    """Writes a plan's alternatives, from fast to slow, and the picture of the trade-off."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, other in enumerate(plan.alternatives, 1):
+        write_text(folder / f"{number}.json", other.text())
+    write_text(folder / "front.svg", front_svg(plan))
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +107,8 @@ def load(
     expected, found = named.get("hash"), structure_hash(structure)
     if expected is not None and expected != found:
         raise conv_error("load", "base must have the structure that the run began with", also=ValueError,
-                         got={"hash": found, "expected": expected, "model": repr(named.get("ref"))},
+                         got={"hash": found, "expected": expected, "model": repr(named.get("ref")),
+                              **differing(plan, structure)},
                          do="Its state dict must have the same names, shapes and dtypes.")  # fmt: skip
     model = restructure(structure, plan)
     fit(model, weights, folder / WEIGHTS, same_dtype=True)

@@ -23,7 +23,7 @@ from reconv.ruleset.low_rank_pointwise import LowRankPointwise
 from reconv.ruleset.merge_linear import MergeLinear
 from reconv.ruleset.multi_dilated import MultiDilated
 from reconv.ruleset.multi_size import MultiSize
-from reconv.ruleset.plugins import check_unclaimed, installed, plugin
+from reconv.ruleset.plugins import PLUGINS, plugin
 from reconv.ruleset.pointwise_after import PointwiseAfter
 from reconv.ruleset.prune_channels import PruneChannels
 from reconv.ruleset.remove import Remove
@@ -76,7 +76,7 @@ def rule_named(name: str) -> Rule | None:
     """
     own = next((rule for rule in RULES if rule.name == name), None)
     if own:
-        check_unclaimed(name)
+        PLUGINS.check_unclaimed(name)
     return own or (None if name in GROUPS else plugin(name, GROUPS))
 
 
@@ -97,7 +97,7 @@ def _named(name: str) -> list[Rule]:
         return [rule]
     if name in GROUPS:
         raise conv_error("rules", "the group must have rules", got={"group": name}, do=_choices(), also=ValueError)
-    known = [*GROUPS, *(rule.name for rule in RULES), *installed()]
+    known = [*GROUPS, *(rule.name for rule in RULES), *PLUGINS.offers()]
     near = difflib.get_close_matches(name, known, n=2)
     did_you_mean = f"Did you mean {' or '.join(near)}? " if near else ""
     raise conv_error("rules", "each must be the name of a rule or of a group", got={"rule": repr(name)},
@@ -106,5 +106,5 @@ def _named(name: str) -> list[Rule]:
 
 def _choices() -> str:
     groups = sorted({rule.group for rule in RULES})
-    more = f" Installed packages add {', '.join(names)}." if (names := installed()) else ""
+    more = f" Installed packages add {', '.join(names)}." if (names := PLUGINS.offers()) else ""
     return f"There are {', '.join(rule.name for rule in RULES)}; groups {', '.join(groups)}.{more}"

@@ -24,6 +24,7 @@ class FuseActivation:
 
     name = "fuse_activation"
     group = "exact"
+    eager = True
     source = "Chen et al. 2018, arXiv:1802.04799"
 
     def refuse(self, site: Site) -> str | None:

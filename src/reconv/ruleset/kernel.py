@@ -27,6 +27,7 @@ class OwnKernel:
 
     name = "kernel"
     group = "exact"
+    eager = True
     source = "reconv.ops.results"
 
     def refuse(self, site: Site) -> str | None:

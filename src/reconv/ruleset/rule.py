@@ -46,8 +46,9 @@ class Rule(Protocol):
     """One rewriting idea. Its document says when it is exact; `source` cites where it comes from.
 
     An exact rule that may as well be slower says so by an attribute `where_faster = True`: a plan then keeps it at
-    those sites where it measured faster. One that serves whole modules, too, says so by `whole = True`: it is then
-    given sites that are modules, whose block is all that they compute.
+    those sites where it measured faster. One that changes how PyTorch computes, and nothing that is exported, says
+    `eager = True`: engines that run exported networks are spared it. One that serves whole modules, too, says so by
+    `whole = True`: it is then given sites that are modules, whose block is all that they compute.
     """
 
     @property

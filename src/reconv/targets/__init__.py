@@ -3,7 +3,7 @@
 from reconv.targets.cache import LatencyCache
 from reconv.targets.engine import TARGETS, Target, get_target, machine
 from reconv.targets.layout import LAYOUTS, laid_out, layout_of, layouts_of, to_layout
-from reconv.targets.measure import Problem, time_blocks, time_networks
+from reconv.targets.measure import Problem, check_runs, time_blocks, time_networks, try_networks, why_not
 from reconv.targets.timing import Timing, interleave
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Problem",
     "Target",
     "Timing",
+    "check_runs",
     "get_target",
     "interleave",
     "laid_out",
@@ -22,4 +23,6 @@ __all__ = [
     "time_blocks",
     "time_networks",
     "to_layout",
+    "try_networks",
+    "why_not",
 ]

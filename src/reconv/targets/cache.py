@@ -22,11 +22,17 @@ def default_path() -> Path:
 
 
 class LatencyCache:
-    """get and put of Timings by key. A file that cannot be used is said once, and work goes on without it."""
+    """get and put of Timings by key. A file that cannot be used is said once, and work goes on without it.
+
+    What a job has put is known to it in any case; so is, instead of a Timing, why an engine could not run something,
+    which no file keeps.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_path()
+        self.known: dict[str, Timing | str] = {}
         self.connection: sqlite3.Connection | None = None
+        self.closed = False
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.connection = sqlite3.connect(self.path, timeout=10)
@@ -36,9 +42,9 @@ class LatencyCache:
         except (OSError, sqlite3.Error) as error:
             self._give_up(error)
 
-    def get(self, key: str) -> Timing | None:
-        if self.connection is None:
-            return None
+    def get(self, key: str) -> Timing | str | None:
+        if key in self.known or self.connection is None:
+            return self.known.get(key)
         try:
             row = self.connection.execute(
                 "SELECT median_ms, spread_ms, rounds FROM latency WHERE key = ?", (key,)
@@ -46,10 +52,14 @@ class LatencyCache:
         except sqlite3.Error as error:
             self._give_up(error)
             return None
-        return Timing(*row) if row else None
+        sound = row is not None and all(isinstance(number, float | int) for number in row)
+        return Timing(*row) if sound else None
 
-    def put(self, key: str, timing: Timing) -> None:
-        if self.connection is None:
+    def put(self, key: str, timing: Timing | str) -> None:
+        if self.closed:
+            return
+        self.known[key] = timing
+        if self.connection is None or isinstance(timing, str):
             return
         try:
             with self.connection:
@@ -59,14 +69,17 @@ class LatencyCache:
             self._give_up(error)
 
     def close(self) -> None:
+        self.closed = True
+        self.known.clear()
+        self._part()
+
+    def _part(self) -> None:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
 
     def _give_up(self, error: Exception) -> None:
-        self.close()
-        self.connection = sqlite3.connect(":memory:")  # what this job measures is still known to it
-        self.connection.execute(_SCHEMA)
+        self._part()
         if str(self.path) not in _complained:
             _complained.add(str(self.path))
             warnings.warn(f"the latency cache {self.path} cannot be used ({error}); measuring without it", stacklevel=3)

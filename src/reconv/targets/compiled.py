@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from reconv.errors import conv_error
-from reconv.targets.engine import Job, TorchEager
+from reconv.targets.engine import Job, TorchEager, waiting
 from reconv.targets.timing import Runner
 
 
@@ -28,10 +28,11 @@ class TorchCompiled(TorchEager):
         model, inputs = job
         function = compiled(model)
 
-        def run() -> object:
+        def call() -> object:
             with torch.no_grad():
                 return function(*inputs)
 
+        run = waiting(call, job)
         try:
             run()
         except Exception as error:  # of Dynamo, Inductor or the C++ compiler

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reconv.errors import conv_error
 from reconv.ops.native import native_version
+from reconv.plugins import Plugins, without
 from reconv.targets.timing import Runner, Timing, interleave
 
+PLUGINS = Plugins("reconv.targets", "target", "Target")
 Job = tuple[nn.Module, tuple[Any, ...]]  # a network and its inputs
 
 
@@ -27,7 +29,11 @@ class Target(Protocol):
     def fingerprint(self) -> str: ...
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
-        """Latencies in evaluation mode, interleaved, in about so many seconds; `burst` calls of each in a round."""
+        """Latencies in evaluation mode, interleaved, in about so many seconds; `burst` calls of each in a round.
+
+        Raises:  any exception, where it cannot run one of them: that one is then left out, with what was raised as
+                 the reason.
+        """
         ...
 
 
@@ -45,7 +51,7 @@ class TorchEager:
 
     def fingerprint(self) -> str:
         threads = self.threads or torch.get_num_threads()
-        return f"{self.engine} {torch.__version__} | {native_version()} | {threads} threads | {machine()}"
+        return f"{self.engine} {torch.__version__} | {ours()}, {native_version()} | {threads} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         before = torch.get_num_threads()
@@ -59,11 +65,28 @@ class TorchEager:
         """A call of the network."""
         model, inputs = job
 
-        def run() -> object:
+        def call() -> object:
             with torch.inference_mode():
                 return model(*inputs)
 
-        return run
+        return waiting(call, job)
+
+
+def waiting(call: Runner, job: Job) -> Runner:
+    """A call that lasts until the devices of its network have done their work: on a GPU it is only put in a queue."""
+    model, inputs = job
+    tensors = (*model.parameters(), *model.buffers(), *(x for x in inputs if isinstance(x, Tensor)))
+    devices = {tensor.device for tensor in tensors} - {torch.device("cpu")}
+    if not devices:
+        return call
+
+    def run() -> object:
+        output = call()
+        for device in devices:
+            torch.accelerator.synchronize(device)
+        return output
+
+    return run
 
 
 def _compiled(threads: int | None) -> Target:
@@ -90,21 +113,51 @@ TARGETS: dict[str, Callable[[int | None], Target]] = {
     "onnxruntime": _onnxruntime,
     "openvino": _openvino,
 }
+ALIASES = {"torch-compile": "torch.compile"}
 
 
 def get_target(target: str | Target) -> Target:
     """The engine of that name, with a number of threads behind a colon if wanted (`torch:1`); a Target passes through.
 
+    A name may also be that of an installed package's engine: an entry point of the group `reconv.targets`, a callable
+    that gives the Target for a number of threads, or for None.
+
     Raises:  ConvError: a ValueError for a name that is not known, or threads that are no number; an ImportError where
-             a package of the engine is missing.
+             a package of the engine is missing; when a package's engine is unusable.
     """
     if not isinstance(target, str):
         return target
-    name, colon, threads = target.partition(":")
-    if name not in TARGETS or (colon and not (threads.isdecimal() and 1 <= int(threads) <= 1024)):
-        raise conv_error("target", f"target must be one of {', '.join(TARGETS)}, as in 'torch' or 'torch:1' (threads)",
-                         got={"target": target}, also=ValueError)  # fmt: skip
-    return TARGETS[name](int(threads) if colon else None)
+    asked, colon, count = target.partition(":")
+    name, threads = ALIASES.get(asked, asked), int(count) if count.isdecimal() and len(count) < 5 else None
+    if not colon or (threads and threads <= 1024):
+        if name in TARGETS:
+            PLUGINS.check_unclaimed(name)
+            return TARGETS[name](threads)
+        if found := _of_package(name, threads):
+            return found
+    more = f"Installed packages add {', '.join(names)}." if (names := PLUGINS.offers()) else ""
+    raise conv_error("target", f"target must be one of {', '.join(TARGETS)}, as in 'torch' or 'torch:1' (threads)",
+                     got={"target": target}, do=more, also=ValueError)  # fmt: skip
+
+
+def _of_package(name: str, threads: int | None) -> Target | None:
+    """The engine of an installed package. Its name is what plans note, so that they find it again."""
+    full = name if threads is None else f"{name}:{threads}"
+
+    def lacks(target: Any) -> str | None:
+        if missing := without(target, ("fingerprint", "measure")):
+            return missing
+        return None if getattr(target, "name", None) == full else f"its name must be as it was asked for, {full}"
+
+    found: Target | None = PLUGINS.load(name, lambda make: make(threads), lacks)
+    return found
+
+
+def ours() -> str:
+    """reconv's version: what a block is made of, and which kernel computes it, is its choice."""
+    from reconv import __version__
+
+    return f"reconv {__version__}"
 
 
 @cache

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from reconv.errors import conv_error
 from reconv.surgery.clone import clone
-from reconv.targets.engine import Job, machine
+from reconv.targets.engine import Job, machine, ours
+from reconv.targets.onnx_block import onnx_of
 from reconv.targets.timing import Runner, Timing, interleave
 
 Make = Callable[[bytes, Sequence[Any], int], Callable[[], Sequence[Any]]]  # of a model, its inputs as arrays, threads
@@ -30,6 +32,7 @@ class ExportedEngine:
     engine: ClassVar[str]
     title: ClassVar[str]
     extra: ClassVar[str]
+    exports: ClassVar[bool] = True  # PyTorch's memory formats and kernels are not what runs
 
     def __init__(self, threads: int | None = None) -> None:
         check_packages(self.title, self.extra, "onnx", "onnxscript", self.engine)
@@ -38,7 +41,7 @@ class ExportedEngine:
 
     def fingerprint(self) -> str:
         version, threads = import_module(self.engine).__version__, self.threads or torch.get_num_threads()
-        return f"{self.engine} {version} | torch {torch.__version__} | {threads} threads | {machine()}"
+        return f"{self.engine} {version} | torch {torch.__version__} | {ours()} | {threads} threads | {machine()}"
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         threads = self.threads or torch.get_num_threads()
@@ -75,8 +78,31 @@ def to_runner(job: Job, make: Make, threads: int) -> Runner:
     return run
 
 
+_exported: WeakKeyDictionary[torch.nn.Module, tuple[object, bytes]] = WeakKeyDictionary()
+
+
 def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
-    """The network in evaluation mode, with its weights, for inputs of just these shapes."""
+    """The network in evaluation mode, with its weights, for inputs of just these shapes.
+
+    A network that is given again, unchanged, is not exported again: that takes torch seconds.
+    """
+    if (block := onnx_of(model, inputs)) is not None:
+        return block
+    state = _state(model, inputs)
+    if _exported.get(model, (None, b""))[0] != state:
+        _exported[model] = (state, _traced(model, inputs))
+    return _exported[model][1]
+
+
+def _state(model: torch.nn.Module, inputs: tuple[Any, ...]) -> object:
+    """What an export depends on, as far as can be seen: the modules, their tensors and the versions of these."""
+    held = [(name, id(module)) for name, module in model.named_modules()]
+    tensors = [(t.data_ptr(), t._version, t.shape) for t in (*model.parameters(), *model.buffers())]
+    return held, tensors, [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs]
+
+
+def _traced(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
+    inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(clone(model).cpu().eval(), inputs, dynamo=True, verbose=False)
         assert program is not None

@@ -1,0 +1,259 @@
+"""`Planner`: sums of measured rows choose, the whole network corrects."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from reconv.planning.additions import additions
+from reconv.planning.budget import Budget, Limit
+from reconv.planning.plan import Edit, Point, Refusal
+from reconv.planning.search import beyond, cheapest, choose
+from reconv.planning.table import Candidate, Progress, Table, costs, measure
+from reconv.planning.workbench import Outcome, Workbench
+from reconv.ruleset import Rule
+from reconv.targets import layout_of
+
+CORRECTIONS = 4  # times the search is repeated with what the whole network taught
+SLACK = 0.93  # a network under this part of its latency budget has given accuracy away
+HOPELESS = 1.15  # times the latency in the best memory format: a search in another one is spared
+AIM = 0.97  # of the latency budget: what is aimed at, since timing is noisy
+
+
+class Planner:
+    """The search.
+
+    Args:    now, base: what the network costs as given, and with the edits of whole modules.
+             forced: whether proposals are taken wherever the error budget allows.
+             required: sites that must change.
+    """
+
+    def __init__(self, bench: Workbench, budget: Budget, now: Mapping[str, float], base: Mapping[str, float],
+                 forced: bool, progress: Progress, required: Collection[str] = ()) -> None:  # fmt: skip
+        self.bench, self.budget, self.forced, self.progress = bench, budget, forced, progress
+        self.now, self.base, self.required = now, base, frozenset(required)
+        self.apart: dict[str, float] = {}  # what edits of several modules cost together, beyond the sum of the rows
+        self.starts: list[Outcome] = []  # the network with nothing but exact rules, for each memory format
+        self.tables: list[tuple[Outcome, Table]] = []  # what was searched, each with where it starts from
+        self.points: list[Point] = []  # every whole network that was measured
+
+    def search(self, rules: Sequence[Rule]) -> Outcome:
+        """The best network found; `tables` are what it was chosen from, one for each memory format."""
+        judged = [self.bench.judge([], layout) for layout in self.bench.layouts]
+        self.starts = sorted((self.spent(start, {}, Table()) for start in judged if start), key=lambda s: s.ratio)
+        best = self.unchanged()
+        if not rules or not self.bench.sites:
+            return best
+        gains = () if self.forced else tuple(n for n in self.budget.limits if n != "error") or ("latency",)
+        for start in self.starts:
+            if self.tables and self.hopeless(start.layout, best):
+                continue
+            table = measure(self.bench, rules, start.layout, gains, self.progress, self.required)
+            self.tables.append((start, table))
+            best = self.chosen(table, start, best)
+        return best
+
+    def unchanged(self) -> Outcome:
+        """The original, with what exact rules make faster."""
+        own = layout_of(self.bench.given)
+        faster = [s for s in self.starts if s.ratio < 1 and (s.edits or s.layout != own)]
+        return faster[0] if faster else self.as_given(self.starts[0])
+
+    def chosen(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
+        best = self.corrected(table, start, best)
+        if self.doubtful(best) and (alone := table.alone()):
+            best = self.corrected(alone, start, best)
+        return best
+
+    def within(self, ratio: float) -> Outcome:
+        """The best network found of so much of the latency, from the tables that there are."""
+        latency = {"latency": Limit(ratio, absolute=False)}
+        budget, self.budget = self.budget, Budget({**self.budget.limits, **latency})
+        best = self.unchanged()
+        try:
+            for start, table in self.tables:
+                best = self.corrected(table, start, best)
+        finally:
+            self.budget = budget
+        return best
+
+    def added(self, without: Outcome, rules: Sequence[Rule], every: bool) -> tuple[Outcome, list[Refusal]]:
+        """The network with what these rules add, slower or not, in its fastest memory format; and their refusals."""
+        edits, refusals = additions(list(self.bench.sites.values()), rules, every)
+        if not edits:
+            return without, refusals
+        judged = [outcome for layout in self.bench.layouts if (outcome := self.bench.judge(edits, layout))]
+        if not judged:
+            unable = {(e.site, e.rule): "the network does not run with it" for e in edits} | self.bench.unable
+            return without, refusals + [Refusal(e.site, e.rule, unable[e.site, e.rule]) for e in edits]
+        return min(judged, key=lambda outcome: outcome.ratio), refusals
+
+    def doubtful(self, best: Outcome) -> bool:
+        """Whether edits of several modules, whose rows are estimates where they meet, misled the choice."""
+        return not self.forced and (bool(self.unmet(best)) or any(edit.also for edit in best.asked))
+
+    def hopeless(self, layout: str, best: Outcome) -> bool:
+        """Whether the best choice so far is so slow in this other memory format that no table for it is worthwhile."""
+        if "latency" not in self.budget or self.unmet(best) or self.lacks(best):
+            return False
+        there = self.bench.judge(best.asked, layout)
+        return there is None or there.ratio > HOPELESS * best.ratio
+
+    def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
+        """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
+        overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
+        seen: set[tuple[Edit, ...]] = set()
+        self.apart = {}
+        allowed = self.budget.limits["error"].value if "error" in self.budget else None
+        for step in range(CORRECTIONS):
+            self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
+            choice = self.pick(table, start, overhead, allowed)
+            edits = tuple(c.edit for c in choice.values() if c.edit)
+            judged = None if edits in seen else self.bench.judge(edits, table.layout)
+            if judged is None:
+                break
+            seen.add(edits)
+            outcome = self.spent(judged, choice, table)
+            if not outcome.edits and outcome.layout == layout_of(self.bench.given):
+                outcome = self.as_given(outcome)  # what its timing differs by is noise
+            best = self.better(outcome, best)
+            overhead = outcome.latency_ms * start.original_ms / outcome.original_ms
+            overhead -= sum(c.latency_ms for c in choice.values()) + beyond(choice, table.apart).get("latency", 0.0)
+            if allowed is not None and outcome.error > self.budget.limits["error"].value:
+                expected = sum(c.error**2 for c in choice.values()) ** 0.5
+                allowed = 0.95 * min(allowed, expected) * self.budget.limits["error"].value / outcome.error
+            if not self.unmet(outcome) and self.tight(outcome):
+                break
+        self.progress(f"correcting by the whole network, {table.layout}", CORRECTIONS, CORRECTIONS)
+        return best
+
+    def as_given(self, start: Outcome) -> Outcome:
+        """The original itself, where nothing measured faster; but with the edits that were asked for regardless."""
+        if self.bench.wholes.kept:
+            return start
+        return replace(start, edits=(), asked=(), layout=layout_of(self.bench.given), ratio=1.0,
+                       latency_ms=start.original_ms, error=0.0, macs=self.now["macs"], params=self.now["params"],
+                       memory=self.now["memory"])  # fmt: skip
+
+    def pick(self, table: Table, start: Outcome, overhead: float,
+             allowed: float | None) -> dict[str, Candidate]:  # fmt: skip
+        """One candidate a site within the limits; where none are, the cheapest."""
+        limits = {}
+        for name, limit in self.budget.limits.items():
+            if name == "latency":
+                limits[name] = AIM * limit.amount(start.original_ms) - overhead
+            elif name != "error":
+                fixed = self.base[name] - sum(row[0].costs[name] for row in table.candidates.values())
+                limits[name] = limit.amount(self.now[name]) - fixed - self.apart.get(name, 0.0)
+        if allowed is not None:
+            limits["error"] = allowed
+        goal = "latency" if self.budget.only_error else "error"
+        rows = {site: row[1:] if site in self.required and row[1:] else row for site, row in table.candidates.items()}
+        choice = choose(rows, limits, goal, every=self.forced, apart=table.apart)
+        return choice or cheapest(rows, [n for n in limits if n != "error"] or ["latency"], table.apart)
+
+    def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:
+        """The outcome with its macs, params and memory."""
+        more = beyond(choice, table.apart)
+        totals = {name: value + more.get(name, 0.0) for name, value in self.base.items()}
+        for site, candidate in choice.items():
+            for name in totals:
+                totals[name] += candidate.costs[name] - table.candidates[site][0].costs[name]
+        if outcome.counted:
+            self.apart = {name: outcome.counted[name] - totals[name] for name in totals}
+            totals = dict(outcome.counted)
+        outcome = replace(outcome, macs=totals["macs"], params=totals["params"], memory=totals["memory"])
+        self.points.append(point(outcome))
+        return outcome
+
+    def unmet(self, outcome: Outcome) -> list[str]:
+        """Why the budget does not hold; empty where it does."""
+        got = {}
+        for name, limit in self.budget.limits.items():
+            if name == "latency":
+                got[name] = outcome.latency_ms if limit.absolute else outcome.ratio
+            else:
+                got[name] = getattr(outcome, name) / (1 if limit.absolute else self.now[name])
+        return self.budget.misses(got)
+
+    def reasons(self, outcome: Outcome) -> list[str]:
+        """The same, and where no choice could have kept a limit."""
+        least, told = self.outside(), []
+        for reason in self.unmet(outcome):
+            name = reason.partition(":")[0]
+            limit, floor = self.budget.limits[name], least.get(name, 0.0)
+            if floor > limit.amount(self.now.get(name, 0.0)):
+                share = f"{floor:.3g}" if limit.absolute else f"{floor / self.now[name]:.3g} of it"
+                reason += f", and at least {share} lies outside the sites that can change"
+            told.append(reason)
+        return told
+
+    def outside(self) -> dict[str, float]:
+        """What is no site's and changes with none: macs, params and memory that stay whatever is chosen."""
+        if not self.tables:
+            return {}
+        edits = [c.edit for _, table in self.tables for row in table.candidates.values() for c in row if c.edit]
+        names = {*self.bench.sites, *(name for edit in edits for name, _ in edit.also)}
+        reached = [costs_of(self.bench, name) for name in names]
+        least = {name: value - sum(one.get(name, 0.0) for one in reached) for name, value in self.base.items()}
+        return least if all("macs" in one for one in reached) else {k: v for k, v in least.items() if k != "macs"}
+
+    def tight(self, outcome: Outcome) -> bool:
+        if "latency" not in self.budget:
+            return True
+        limit = self.budget.limits["latency"]
+        return (outcome.latency_ms if limit.absolute else outcome.ratio) >= SLACK * limit.value
+
+    def better(self, one: Outcome, other: Outcome) -> Outcome:
+        """Within the budget before outside of it; there the smaller error, else what comes nearest."""
+        lacking = [self.lacks(o) for o in (one, other)]
+        if lacking[0] != lacking[1]:
+            return one if lacking[0] < lacking[1] else other
+        if "latency" in self.budget and one.ratio > 1 and not self.required:
+            return other  # which is not slower than what was given
+        misses = [len(self.unmet(o)) for o in (one, other)]
+        if misses[0] != misses[1]:
+            return one if misses[0] < misses[1] else other
+        if self.forced:
+            return max(other, one, key=lambda o: (self.bench.changes(o.edits), -o.ratio))
+        if self.budget.only_error:
+            return min(other, one, key=lambda o: o.ratio)
+        if misses[0] == 0:
+            return one if one.error < other.error else other
+        return one if self.excess(one) < self.excess(other) else other
+
+    def excess(self, outcome: Outcome) -> float:
+        """By how much the budget is overrun, the largest factor over all limits."""
+        factors = []
+        for name, limit in self.budget.limits.items():
+            now = outcome.original_ms if name == "latency" else self.now.get(name, 1.0)
+            got = outcome.latency_ms if name == "latency" else getattr(outcome, name)
+            factors.append(got / limit.amount(now))
+        return max(factors)
+
+    def lacks(self, outcome: Outcome) -> int:
+        """How many of the sites that must change do not."""
+        return len(self.required - {edit.site for edit in outcome.asked})
+
+
+def costs_of(bench: Workbench, name: str) -> dict[str, float]:
+    """What a module costs as it is; of one that is no convolution the parameters alone are known."""
+    if site := bench.everywhere.get(name):
+        return costs(site.block, site, 0.0)
+    parameters = list(bench.original.get_submodule(name).parameters())
+    return {"params": sum(p.numel() for p in parameters), "memory": sum(p.nbytes for p in parameters)}
+
+
+def point(outcome: Outcome, score: float | None = None) -> Point:
+    """What a whole network measured."""
+    return Point(outcome.ratio, outcome.latency_ms, outcome.error, outcome.macs, outcome.params, outcome.memory,
+                 len({edit.site for edit in outcome.edits}), score)  # fmt: skip
+
+
+def front_of(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points that no other beats in both latency and error, from fast to slow."""
+    found: list[Point] = []
+    for one in sorted(points, key=lambda p: (p.latency_ratio, p.error, p.score is None)):
+        if not found or one.error < found[-1].error:
+            found.append(one)
+    return tuple(found)

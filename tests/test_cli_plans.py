@@ -1,0 +1,66 @@
+"""Plans by the command line: edited by a person, explained, carried out, and whole fronts of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import torch
+from commanded import DATA, MODEL, reconv
+
+from reconv.planning.plan import Plan
+from reconv.rewriting.references import build_model
+from reconv.rewriting.store import load, read_config
+
+JOB = [*MODEL, *DATA, "--budget", "macs=0.6"]
+
+
+def test_a_plan_is_explained_without_being_made_again(here):
+    shown = reconv("plan", *JOB, "--explain", "3", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(shown.stdout)))
+    assert {row["rule"] for row in rows} > {"bottleneck", "separable", "asymmetric"}
+    assert sum(row["verdict"] == "taken" for row in rows) <= 1
+    again = reconv("plan", "plan.json", "--explain", "3", "--format", "csv")
+    assert again.stdout == shown.stdout
+    reconv("rewrite", *MODEL, *DATA, "--plan", "plan.json", "--epochs", 0, "-o", "run")
+    assert reconv("plan", "run", "--explain", "3", "--format", "csv").stdout == shown.stdout
+    wrong = reconv("plan", "plan.json", "--explain", "4", status=1)
+    assert "must be one for which proposals were considered; got site=4. There are 0, 3" in wrong.stderr
+
+
+def test_a_plan_that_a_person_edited_is_carried_out(here):
+    reconv("plan", *JOB)
+    data = json.loads(Path("plan.json").read_text())
+    data["edits"] = [{"site": "3", "rule": "separable", "block": "ic8oc8k5x5p2g8nb -> ic8oc12k1x1"}]
+    Path("mine.json").write_text(json.dumps(data))
+    shown = reconv("rewrite", *MODEL, *DATA, "--plan", "mine.json", "--epochs", 0, "-o", "run")
+    assert "the budget macs=0.6 is" in shown.stderr
+    assert [(e.site, e.rule) for e in Plan.load("run/plan.json").edits] == [("3", "separable")]
+    assert read_config("run")["settings"]["plan"] == "mine.json"
+    student = load("run", build_model("net.py:make"))
+    assert student(torch.zeros(2, 3, 9, 7)).shape == (2, 5)
+
+
+def test_wishes_of_a_plan_hold_when_it_is_made_again(here):
+    forced = {"site": "3", "rule": "separable", "block": "ic8oc8k5x5p2g8nb -> ic8oc12k1x1"}
+    Path("wishes.json").write_text(json.dumps({"force": [forced], "forbid": [{"site": "0", "rule": "*"}]}))
+    reconv("plan", *JOB, "--wishes", "wishes.json", "-o", "first.json")
+    first = Plan.load("first.json")
+    assert [str(e.block) for e in first.edits if e.site == "3"][:1] == [forced["block"]]
+    assert not [e for e in first.edits if e.site == "0"]
+    reconv("plan", *JOB, "--wishes", "first.json", "-o", "second.json")
+    assert Plan.load("second.json").wishes == first.wishes
+
+
+def test_a_front_is_a_folder_of_plans_and_a_picture(here):
+    shown = reconv("rewrite", *JOB, "--front", 3, "--epochs", 0, "--evaluate", "net.py:score", "-o", "run")
+    front = sorted(Path("run/front").glob("*.json"))
+    assert 1 <= len(front) <= 3
+    assert [Plan.load(path).measured.score for path in front] == [0.5] * len(front)
+    assert Path("run/front/front.svg").read_text().startswith("<svg")
+    assert "<h2>The trade-off</h2>" in Path("run/report.html").read_text()
+    assert "the budget macs=0.6 is" in shown.stderr
+    reconv("plan", *JOB, "--front", 2, "-o", "deep/p.json")
+    assert (here / "deep/p-front/1.json").is_file()
