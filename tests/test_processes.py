@@ -136,8 +136,9 @@ def test_accelerate_launches_the_command(tmp_path, monkeypatch):
 # one process, that is told of others ----------------------------------------------------------------
 
 
-def as_if(count: int, index: int = 0) -> Processes:
-    told = SimpleNamespace(num_processes=count, process_index=index, is_main_process=index == 0, mixed_precision="no")
+def as_if(count: int, index: int = 0, kind: str = "MULTI_CPU") -> Processes:
+    told = SimpleNamespace(num_processes=count, process_index=index, is_main_process=index == 0, mixed_precision="no",
+                           distributed_type=SimpleNamespace(value=kind))  # fmt: skip
     return Processes(told, torch.device("cpu"))
 
 
@@ -204,6 +205,9 @@ def test_what_the_launch_must_hold(monkeypatch):
         rewrite(nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 5, 5))
     with pytest.raises(ConvError, match="accelerate must know all processes of the launch"):
         _check(as_if(1))
+    with pytest.raises(ConvError, match="each process must hold the whole network; got distributed_type=FSDP"):
+        _check(as_if(2, kind="FSDP"))
+    _check(as_if(2))
 
 
 def test_accelerate_is_left_as_it_was_found():

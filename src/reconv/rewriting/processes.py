@@ -147,10 +147,16 @@ def _device(accelerator: Accelerator, module: nn.Module) -> torch.device:
     chosen: torch.device = accelerator.device
     double = any(p.dtype is torch.float64 for p in module.parameters())
     kept = accelerator.num_processes == 1 and own.type != "cpu"
-    return own if kept or (chosen.type == "mps" and double) else chosen
+    if kept or (chosen.type == "mps" and double):
+        return own
+    return torch.device("cpu") if chosen.type == "cpu" else chosen
 
 
 def _check(joined: Processes) -> None:
+    kind = str(joined.accelerator.distributed_type.value)
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise conv_error("recover", "each process must hold the whole network", got={"distributed_type": kind},
+                         do="Launch without sharding.")  # fmt: skip
     if joined.count != launched():
         raise conv_error("recover", "accelerate must know all processes of the launch",
                          got={"processes": joined.count, "launched": launched()},
