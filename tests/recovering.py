@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from reconv.rewriting import training
+from reconv.rewriting.processes import leave
 from reconv.rewriting.recovery import recover
 from reconv.surgery.clone import clone
 
@@ -107,6 +108,7 @@ def main(folder: Path, asked: dict[str, Any]) -> None:
     if asked.pop("seconds", None) == 0:
         training.SECONDS, training.SHARE = 0.0, 1e9  # a checkpoint after each step
     torch.save(asdict(run(folder, asked)), folder / f"{os.environ.get('RANK', '0')}.pt")
+    leave()
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ def came(folder: Path, rank: int = 0) -> recovering.Came:
 def both(tmp_path_factory) -> Path:
     """What two processes made of it, in float64."""
     folder = tmp_path_factory.mktemp("both")
-    assert [status for status, _ in together(folder, double=True)] == [0, 0]
+    ended = together(folder, double=True)
+    assert [status for status, _ in ended] == [0, 0], ended
     return folder
 
 
@@ -93,7 +94,8 @@ def test_two_killed_and_resumed_end_as_never_killed(both, tmp_path):
     assert killed[1][0] == 1
     assert "every process must go on to the end" in killed[1][1]
     assert torch.load(tmp_path / "recovery.pt")["step"] == 3
-    assert [status for status, _ in together(tmp_path, double=True, resume=True)] == [0, 0]
+    ended = together(tmp_path, double=True, resume=True)
+    assert [status for status, _ in ended] == [0, 0], ended
     assert came(tmp_path).steps[0] == 9
     assert same(came(tmp_path).state, came(both).state)
 
