@@ -110,6 +110,13 @@ Rules = Annotated[str, typer.Option(help="names or groups, with commas")]
 Sites = Annotated[str, typer.Option(help="which layers: names, * allowed, with commas")]
 Epochs = Annotated[int, typer.Option(min=0, help="of recovery; 0 for none")]
 Seed = Annotated[int, typer.Option(help="of everything random")]
+Stages = Annotated[int, typer.Option(min=1, help="the edits in so many parts, recovered after each")]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option("--precision", help="to train in: float32, bfloat16, float16; else what accelerate was launched with"),
+]
+Ema = Annotated[float, typer.Option(help="decay of the moving average of the weights that is kept; 0: none")]
+LogKind = Annotated[str, typer.Option("--log", help="json, or tensorboard, too")]
 Config = Annotated[
     Path | None,
     typer.Option(
