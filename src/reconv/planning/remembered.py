@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reconv import __file__ as home
-from reconv import __version__
 from reconv.data import Batch
 from reconv.ruleset import Rule
 from reconv.targets import Target
 from reconv.targets.cache import cache_folder
 
+HOME = Path(__file__).parents[1]
 ENABLED = True
 MOST = 64  # jobs that are kept, the latest ones
 
@@ -99,9 +98,9 @@ def _bytes(value: object) -> bytes | memoryview:
 
 
 def _code() -> str:
-    """Changes whenever a file of reconv does."""
-    files = sorted(Path(home).parent.rglob("*.py"))
-    return repr([__version__, torch.__version__, *((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files)])
+    """Changes whenever a file of reconv, or torch, does."""
+    files = [(f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in sorted(HOME.rglob("*.py"))]
+    return repr([torch.__version__, *files])
 
 
 def _text(key: Sequence[object]) -> str:
