@@ -131,12 +131,19 @@ def test_what_a_network_keeps_stays_alive():
 FAKE = FakeTarget()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("budget", ["memory=0.85", "memory=0.6", "memory=75KiB", "latency=0.7,memory=0.8"])
-def test_a_met_budget_holds_on_the_network_itself(name, budget):
+FEW = ("exact", "bottleneck", "separable")
+
+
+@pytest.mark.parametrize(
+    "name, budget, rules",
+    [("plain", "memory=0.7", FEW), ("residual", "memory=0.85", FEW), ("residual", "memory=0.6", FEW),
+     ("branching", "memory=0.85", FEW), ("branching", "latency=0.7,memory=0.7", FEW), ("branching", "memory=75KiB", FEW),
+     ("plain", "memory=0.7", "prune_channels"), ("residual", "memory=0.8", ("exact", "prune_channels"))],
+)  # fmt: skip
+def test_a_met_budget_holds_on_the_network_itself(name, budget, rules):
     model = NETWORKS[name]()
     now = memory(model, IMAGE)
-    found = plan(model, IMAGE, budget, None, FAKE, rules=("exact", "smaller"))
+    found = plan(model, IMAGE, budget, None, FAKE, rules)
     limit = 75 * 1024 if "KiB" in budget else float(budget.rpartition("=")[2]) * now
     reached = memory(apply(model, found, IMAGE), IMAGE)
     assert found.met
