@@ -316,6 +316,7 @@ def spent_by(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, float]:
 
 
 def spent_as_found(model: nn.Module, count: OperatorCount) -> dict[str, float]:
+    """The same, where its operators are counted already."""
     return {
         "macs": float(count.macs),
         "params": float(sum(p.numel() for p in model.parameters())),
