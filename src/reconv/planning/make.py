@@ -20,9 +20,10 @@ from reconv.planning.remembered import Remembered, job_key
 from reconv.planning.table import Progress, Table
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.wishes import Wishes, guided, required
-from reconv.planning.workbench import Outcome, Workbench, memory_of, spent_as_found
+from reconv.planning.workbench import Outcome, Workbench, spent_as_found
 from reconv.ruleset import Rule, rules_named
 from reconv.surgery import Network, Site, clone, find_sites, tensors_of
+from reconv.surgery.alive import peak_of, state_bytes
 from reconv.surgery.fingerprint import structure_hash
 from reconv.targets import Target, check_runs, get_target
 
@@ -90,10 +91,10 @@ def plan(
     job = job_key(model, inputs, calibration, data is not None, found, engine, [site.name for site in meant],
                   (wished, pinned, wholes.edits))  # fmt: skip
     bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites,
-                      network.peak_elsewhere, Remembered(job))  # fmt: skip
+                      network.calls, Remembered(job))  # fmt: skip
     check_runs(engine, bench.given, inputs)
     base = spent_as_found(wholes.model, count) if wholes.edits else own
-    now = own | {"memory": memory_of(clone(bench.given), inputs)}
+    now = own | {"memory": state_bytes(model) + peak_of(clone(bench.given), inputs).most}
     needed = required(list(bench.sites.values()), found, wished, pinned)
     planner = Planner(bench, limits, now, base, _forced(rules, limits), progress or _silent, needed)
     outcome = planner.search([r for r in rewriting if r.group != DENSER] if limits or needed or front else [])

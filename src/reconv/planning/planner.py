@@ -52,7 +52,7 @@ class Planner:
         for start in self.starts:
             if self.tables and self.hopeless(start.layout, best):
                 continue
-            table = measure(self.bench, rules, start.layout, gains, self.progress, self.required)
+            table = measure(self.bench, rules, start.layout, gains, self.progress, self.required, start.elsewhere)
             self.tables.append((start, table))
             best = self.chosen(table, start, best)
         return best

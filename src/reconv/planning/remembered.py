@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -75,19 +76,21 @@ def job_key(
     if not ENABLED:
         return None
     seen = hashlib.sha256(_code().encode())
-    for part in (
-        engine.fingerprint(),
-        fitted,
-        [(r.name, r.group, type(r).__name__) for r in rules],
-        list(sites),
-        others,
-    ):
+    for part in (engine.fingerprint(), fitted, [_rule(rule) for rule in rules], list(sites), others):
         seen.update(repr(part).encode())
     seen.update(repr([(name, str(module)) for name, module in model.named_modules()]).encode())
     tensors = [*model.state_dict().values(), *inputs, *(x for batch in calibration for x in batch.inputs)]
     for value in tensors:
         seen.update(_bytes(value))
     return seen.hexdigest()[:24]
+
+
+def _rule(rule: Rule) -> object:
+    """A rule of another package is told apart by its settings, and by when its file changed."""
+    rule = getattr(rule, "rule", rule)  # of one that keeps to wishes
+    file = getattr(sys.modules.get(type(rule).__module__), "__file__", None)
+    changed = Path(file).stat().st_mtime_ns if file and Path(file).is_file() else None
+    return rule.name, type(rule).__qualname__, sorted(vars(rule).items()) if hasattr(rule, "__dict__") else (), changed
 
 
 def _bytes(value: object) -> bytes | memoryview:

@@ -121,11 +121,12 @@ def costs(block: Block, site: Site, latency_ms: float) -> dict[str, float]:
 
 
 def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress,
-            required: Collection[str] = ()) -> Table:  # fmt: skip
+            required: Collection[str] = (), elsewhere: float = 0.0) -> Table:  # fmt: skip
     """Fills the table: times every proposal of every rule, fits those that gain, probes those on the front.
 
     Args:    gains: costs, in one of which a proposal must gain; none: it may cost what it wants.
              required: sites that must change, whatever that costs.
+             elsewhere: the most bytes of activations alive while no convolution runs.
     """
     table, rules = Table(layout), tuple(rules)
     scene = _Scene(bench, layout)
@@ -137,7 +138,9 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
             part = _site_table(bench, site, rules, gains, site.name in required, scene)
             bench.remembered.put(part.to_dict(), *key)
         table.add(part)
-    table.elsewhere = _elsewhere(bench, table)
+    stay = [call for call in bench.calls if call.name not in table.candidates]
+    held = [c.beside_bytes + peak_bytes(c.spec, c.input_shape, c.dtype.itemsize) for c in stay]
+    table.elsewhere = max([elsewhere, *held])
     edits = [c.edit for row in table.candidates.values() for c in row if c.edit]
     apart = beyond_sums(edits, lambda name: text_of(bench.original.get_submodule(name)) or "",
                         lambda name, text: _as(bench, name, text, layout))  # fmt: skip
@@ -173,12 +176,6 @@ def _site_table(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequ
         front = _fitted(bench, site, rules, gaining, gains, table)
         table.candidates[site.name] = [kept, *_probed(site, front, bench, scene, table)]
     return table
-
-
-def _elsewhere(bench: Workbench, table: Table) -> float:
-    """The most bytes of activations alive while none of the table's sites runs."""
-    stay = (site for name, site in bench.everywhere.items() if name not in table.candidates)
-    return max([bench.peak_elsewhere, *(costs(site.block, site, 0.0)["peak_bytes"] for site in stay)])
 
 
 Row = tuple[Proposal, dict[str, float]]

@@ -28,7 +28,7 @@ from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import Block, ConvSpec, in_channels
 from reconv.surgery import ConvCall, Norm, Site, clone, find_sites, fresh
-from reconv.surgery.alive import peak_bytes, state_bytes
+from reconv.surgery.alive import peak_of, state_bytes
 from reconv.targets import (
     LatencyCache,
     Problem,
@@ -45,6 +45,7 @@ SECONDS = 2.0  # to measure one set of networks
 FASTER = 0.97  # an exact rule that may as well be slower must measure faster than this part, in each site's place
 SCOUTED = 32  # samples on which each proposal is probed by itself
 FIT_WORK = 1.5e9  # multiply-accumulates that the fit of a proposal on responses may take, beyond the first few steps
+FIGURES = ("ratio", "latency_ms", "original_ms", "error", "memory", "elsewhere")  # of an outcome
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class Outcome:
     macs: float = 0.0
     params: float = 0.0
     memory: float = 0.0
+    elsewhere: float = 0.0  # the most bytes of activations alive while no convolution runs
     counted: Mapping[str, float] | None = None  # macs, params and bytes of weights, where the sum does not tell
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
     model: nn.Module | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Without the edits that were asked for, and the model."""
-        figures = {name: getattr(self, name) for name in ("ratio", "latency_ms", "original_ms", "error", "memory")}
+        figures = {name: getattr(self, name) for name in FIGURES}
         return {"edits": [e.to_dict() for e in self.edits], "layout": self.layout, **figures,
                 "counted": self.counted and dict(self.counted)}  # fmt: skip
 
@@ -80,7 +82,7 @@ class Workbench:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
                  engine: Target, calibration: Sequence[Batch], restat: bool,
-                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (), peak_elsewhere: float = 0.0,
+                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (), calls: Sequence[ConvCall] = (),
                  remembered: Remembered | None = None) -> None:  # fmt: skip
         self.given = clone(model).eval()
         self.wholes = wholes or Wholes(self.given)
@@ -90,7 +92,7 @@ class Workbench:
             sites, everywhere = with_data(sites, calibration), with_data(everywhere, calibration)
         self.sites = {site.name: site for site in sites}
         self.everywhere = {site.name: site for site in everywhere} | self.sites
-        self.peak_elsewhere = peak_elsewhere  # bytes of activations, while no convolution's module runs
+        self.calls = calls  # all runs of convolutions, functional ones too
         self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
         exact = [rule for rule in rules if rule.group == "exact"]
         self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
@@ -232,9 +234,10 @@ class Workbench:
         if isinstance(base, str) or not ran:
             return None
         median, chosen, model = min(ran, key=lambda one: one[0])
-        error = self.probe.error(model, self.finer(asked))
+        error, peak = self.probe.error(model, self.finer(asked)), peak_of(model, self.inputs)
         return Outcome(chosen, layout, median / base.median_ms, median, base.median_ms, error,
-                       memory=memory_of(model, self.inputs), counted=counted, asked=asked, model=model)  # fmt: skip
+                       memory=state_bytes(model) + peak.most, elsewhere=peak.elsewhere, counted=counted, asked=asked,
+                       model=model)  # fmt: skip
 
     def _note_unable(self, variants: Sequence[tuple[tuple[Edit, ...], Timing | str]]) -> None:
         """Which edits, none of which another variant that ran has, come with a variant that the engine cannot run."""
@@ -347,13 +350,9 @@ def spent_by(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, float]:
 
 
 def spent_as_found(model: nn.Module, count: OperatorCount) -> dict[str, float]:
+    """The same, where its operators are counted already."""
     return {
         "macs": float(count.macs),
         "params": float(sum(p.numel() for p in model.parameters())),
         "weight_bytes": float(state_bytes(model)),
     }
-
-
-def memory_of(model: nn.Module, inputs: tuple[Any, ...]) -> float:
-    """Bytes of a network's parameters and buffers, and the most of activations that are alive at once."""
-    return float(state_bytes(model) + peak_bytes(model, inputs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +34,18 @@ class Alive:
         return sum(self.sizes.values())
 
 
+class Peak(NamedTuple):
+    """The most bytes of activations alive at once in a forward pass, and the most while no convolution runs."""
+
+    most: int
+    elsewhere: int
+
+
 class _Watch(TorchDispatchMode):
-    def __init__(self, alive: Alive) -> None:
+    def __init__(self, alive: Alive, inputs: tuple[Any, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.alive, self.most = alive, 0
+        self.alive = alive
+        self.most = self.elsewhere = alive.see(inputs)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -45,25 +53,27 @@ class _Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        self.most = max(self.most, self.alive.see(out))
+        held = self.alive.see(out)
+        self.most = max(self.most, held)
+        if "convolution" not in func._schema.name:
+            self.elsewhere = max(self.elsewhere, held)
         return out
 
 
-def peak_bytes(model: nn.Module, inputs: tuple[Any, ...]) -> int:
+def peak_of(model: nn.Module, inputs: tuple[Any, ...]) -> Peak:
     """The most bytes of activations alive at once in one forward pass, its inputs among them.
 
     PyTorch's operators run, one after the other; what they need inside for themselves is not counted.
 
     Args:    model: in evaluation mode; it is run, so give a copy where that may change it.
     Example:
-             >>> peak_bytes(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), (torch.zeros(1, 3, 5, 5),))
-             1900
+             >>> peak_of(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval(), (torch.zeros(1, 3, 5, 5),))
+             Peak(most=1900, elsewhere=1900)
     """
     alive, inputs = Alive(state_of(model)), fresh(inputs)
-    with torch.no_grad(), _Watch(alive) as watch:
-        watch.most = alive.see(inputs)
+    with torch.no_grad(), _Watch(alive, inputs) as watch:
         model(*inputs)
-    return watch.most
+    return Peak(watch.most, watch.elsewhere)
 
 
 def state_of(model: nn.Module) -> list[Tensor]:

@@ -32,14 +32,12 @@ class Network:
     Args:    sites: the convolutions that are modules, in the order of their first run.
              calls: every run, in order, functional and scripted ones too.
              refusals: (name of the call, reason) for runs that no module swap can reach.
-             peak_elsewhere: the most bytes of activations alive at once while none of the convolutions' modules runs.
     """
 
     sites: tuple[Site, ...]
     calls: tuple[ConvCall, ...]
     refusals: tuple[tuple[str, str], ...] = ()
     reads_values: bool = field(default=False, compare=False)
-    peak_elsewhere: int = field(default=0, compare=False)
 
 
 def find_sites(
@@ -71,8 +69,7 @@ def find_sites(
             refusals[run.call.name] = _unreachable(run)
     around = Surroundings(copied, fresh(tensors_of(example_inputs)))
     sites = tuple(replace(_site(trace, module, runs), around=around) for module, runs in by_module.items())
-    return Network(sites, tuple(r.call for r in trace.runs), tuple(refusals.items()), trace.reads_values,
-                   trace.peak_elsewhere)  # fmt: skip
+    return Network(sites, tuple(r.call for r in trace.runs), tuple(refusals.items()), trace.reads_values)
 
 
 def _unreachable(run: Run) -> str:

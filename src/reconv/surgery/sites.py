@@ -34,7 +34,7 @@ class ConvCall:
     macs: int
     functional: bool = False
     receptive_field: tuple[int, ...] | None = None
-    beside_bytes: int = field(default=0, compare=False)  # alive while its module runs, besides its input
+    beside_bytes: int = field(default=0, compare=False)  # alive then, besides its input and what it makes
 
     @property
     def output_bytes(self) -> int:

@@ -7,6 +7,7 @@ alike. What the pass cannot tell for certain (a batch norm behind a branch taken
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +65,6 @@ class Trace(TorchDispatchMode):
         self.within: dict[nn.Module, list[set[nn.Module]]] = {}  # what was running at each run of a module
         self.runs: list[Run] = []
         self.alive, self.beside = Alive(state_of(model)), 0  # bytes, besides the input of the convolution that runs
-        self.peak_elsewhere = 0  # while no convolution's module runs
         self.reads_values = False
         self.outputs: WeakIdKeyDictionary = WeakIdKeyDictionary()  # conv or norm output -> its Run or norm module
         self.norm_calls: list[tuple[nn.Module, Run | None]] = []
@@ -87,7 +87,7 @@ class Trace(TorchDispatchMode):
         trace = cls(model.eval(), field, observers)
         handles = [h for m in model.modules() if can_hook(m) for h in trace.watch(m)]
         try:
-            trace.peak_elsewhere = trace.alive.see(inputs)
+            trace.alive.see(inputs)
             with torch.no_grad(), watched_by(trace.note_deformable), trace:
                 result = model(*inputs)
         except Exception as error:
@@ -142,9 +142,7 @@ class Trace(TorchDispatchMode):
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and func._schema.is_mutable:  # no longer what the convolution gave
             self.outputs.pop(out, None)
-        alive = self.alive.see(out)
-        if not any(map(is_conv, self.stack)):
-            self.peak_elsewhere = max(self.peak_elsewhere, alive)
+        self.alive.see(out)
         for observer in self.observers:
             observer.op(func, args, kwargs, out)
         name = func._schema.name
@@ -207,9 +205,10 @@ class Trace(TorchDispatchMode):
 
     def record(self, name: str, kind: str, spec: ConvSpec, shape: tuple[int, ...], weight: Tensor, bias: Tensor | None,
                out: Tensor, module: nn.Module | None) -> None:  # fmt: skip
+        beside = self.beside if module is not None else self.alive.see(()) - out.nbytes - prod(shape) * out.itemsize
         call = ConvCall(name, kind, spec, shape, tuple(weight.shape), tuple(out.shape), out.dtype,
                         macs(spec, shape) if shape[0] else 0, functional=module is None,
-                        beside_bytes=self.beside if module is not None else 0,
+                        beside_bytes=beside,
                         receptive_field=self.field.of(out) if self.field else None)  # fmt: skip
         run = Run(call, module, weight, bias, self.is_scripted(weight))
         self.runs.append(run)
