@@ -16,10 +16,11 @@ settings.load_profile("reconv")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache_folder():
-    """Latencies measured by one run must not be another's."""
+    """Latencies measured by one run must not be another's, nor what one test planned another test's."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
         patch.delenv("RECONV_CACHE", raising=False)
+        patch.setattr("reconv.planning.remembered.ENABLED", False)
         yield
 
 

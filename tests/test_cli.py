@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,12 +231,16 @@ def test_a_run_of_a_run_loads_again(here):
     assert "must not begin with itself" in reconv("summary", "two", "--trust-code", status=1).stderr
 
 
-def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
+def test_stopped_in_mid_run_the_best_is_kept_and_resume_goes_on(here):
     rewrite = ["rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 3, "--evaluate", "net.py:score"]
     (here / "calls").write_text("")
     stopped = reconv(*rewrite, "-o", "run", status=130)
-    assert "the last checkpoint stands in run; go on with --resume" in stopped.stderr
-    assert not (here / "run/model.safetensors").exists()
+    assert "the best so far is kept; the last checkpoint stands in run; go on with --resume" in stopped.stderr
+    assert load("run", trust_code=True)(torch.zeros(2, 3, 9, 7)).shape == (2, 5)
+    summary = json.loads((here / "run/summary.json").read_text())
+    assert 0 < summary["error"] < 1
+    assert summary["after"]["network"]["latency_ms"]["value"] is None
+    (here / "run/model.safetensors").unlink()  # as after a kill
     assert "finish it with --resume" in reconv("summary", "run", "--trust-code", status=1).stderr
     planned = Plan.load("run/plan.json")
     assert "holds a run already" in reconv(*rewrite, "-o", "run", status=2).stderr
@@ -243,8 +248,27 @@ def test_stopped_in_mid_run_the_checkpoint_stands_and_resume_goes_on(here):
     assert "seed: 0 then, 1 now" in other.stderr
     reconv(*rewrite, "-o", "run", "--resume")
     assert Plan.load("run/plan.json").edits == planned.edits
+    assert "stopped" not in read_config("run")
     epochs = [json.loads(line).get("epoch") for line in (here / "run/log.jsonl").read_text().splitlines()]
     assert {1, 2, 3} <= set(epochs)
+
+
+def test_recovery_stopped_keeps_the_best_and_resume_goes_on(here):
+    reconv("rewrite", *MODEL, *DATA, "--budget", "macs=0.6", "--epochs", 0, "-o", "run")
+    shutil.copytree("run", "whole")
+    again = [*DATA, "--trust-code", "--evaluate", "net.py:score", "--epochs", 3]
+    reconv("recover", "whole", *again)
+    (here / "calls").write_text("")
+    stopped = reconv("recover", "run", *again, status=130)
+    assert "the best so far is kept; the last checkpoint stands in run; go on with --resume" in stopped.stderr
+    assert read_config("run")["stopped"]
+    assert load("run", trust_code=True)(torch.zeros(2, 3, 9, 7)).shape == (2, 5)
+    reconv("recover", "run", *again, "--resume")
+    assert "stopped" not in read_config("run")
+    ours, theirs = (load(run, trust_code=True).state_dict() for run in ("run", "whole"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    epochs = [json.loads(line)["epoch"] for line in (here / "run/log.jsonl").read_text().splitlines()]
+    assert epochs == [0, 1, 2, 3]
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_stands(here, monkeypatch):
@@ -361,6 +385,12 @@ WRONG_USAGE = {
     "data": (["rewrite", *MODEL, "--data", "somewhere"], "must be a folder of images"),
     "evaluate": (["rewrite", *MODEL, "--evaluate", "accuracy"], "must be package.module:callable"),
     "evaluate by timm": (["rewrite", *MODEL, "--evaluate", "timm:resnet18"], "must be package.module:callable"),
+    "more stages than epochs": (["rewrite", *MODEL, *DATA, "--stages", 4], "stages must be between 1 and epochs"),
+    "stages without data": (["rewrite", *MODEL, "--stages", 2], "with data to recover on"),
+    "no stage": (["rewrite", *MODEL, "--stages", 0], "--stages"),
+    "precision": (["rewrite", *MODEL, "--precision", "half"], "one of float32, bfloat16, float16"),
+    "ema": (["rewrite", *MODEL, "--ema", 1], "at least 0 and less than 1"),
+    "log": (["rewrite", *MODEL, "--log", "wandb"], "one of json, tensorboard"),
     "nothing to resume": (["rewrite", *MODEL, "--resume"], "there is no runs/make to go on with"),
     "recover without data": (["recover", "run"], "give the data"),
     "recover of nothing": (["recover", "run", *DATA], "must be a run folder"),

@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from reconv.data import Batch, Feed
 from reconv.errors import ConvError
+from reconv.rewriting.average import Average
 from reconv.rewriting.checkpoint import FILE, read_checkpoint
-from reconv.rewriting.losses import distillation_loss, label_loss
+from reconv.rewriting.losses import Whole, distillation_loss, label_loss
 from reconv.rewriting.recovery import recover
-from reconv.rewriting.teacher import Teacher, named_sites
+from reconv.rewriting.teacher import Answer, Teacher, named_sites
 from reconv.surgery.clone import clone
 from reconv.surgery.norms import reestimate
 
@@ -195,6 +196,55 @@ def test_a_loss_that_is_no_number_stops_and_says_so():
     assert "not finite" in entries[-1]["reason"]
 
 
+def test_bfloat16_computes_coarsely_and_keeps_weights_and_judge_as_they_were():
+    net, seen, entries = teacher(), [], []
+    student, plain = worse(net), []
+    recover(student, net, SEEN, **FAST, log=plain.append)
+    student.body[0].register_forward_hook(lambda m, args, y: seen.append(y.dtype))
+    better = recover(student, net, SEEN, **FAST, precision="bfloat16", log=entries.append)
+    assert {t.dtype for t in better.state_dict().values()} == {torch.float32, torch.int64}
+    assert entries[-1]["distance"] < 0.8 * entries[0]["distance"]
+    assert seen.count(torch.bfloat16) == 4 * 5  # each step; what is judged is not coarse
+    assert torch.float32 in seen
+    assert entries[0]["distance"] == plain[0]["distance"]
+    assert entries[1]["loss"] == pytest.approx(plain[1]["loss"], rel=0.05)
+    assert entries[1]["loss"] != plain[1]["loss"]
+
+
+def test_the_average_of_the_weights_is_judged_and_returned(tmp_path):
+    """What is trained goes its way as if there were none."""
+    student, kept = worse(teacher()), {}
+    for ema in (0.0, 0.9):
+        judged = []
+
+        def evaluate(module, judged=judged):
+            judged.append(state(module))
+            return len(judged)
+
+        best = recover(student, teacher(), SEEN, **FAST, ema=ema, evaluate=evaluate, checkpoint=tmp_path)
+        assert same(state(best), judged[-1])
+        kept[ema] = read_checkpoint(tmp_path, {})
+    assert same(kept[0.0]["student"], kept[0.9]["student"])
+    assert not same(kept[0.9]["student"], kept[0.9]["best_tensors"])
+    averaged = [kept[0.9]["best_tensors"][name] for name, _ in student.named_parameters()]
+    assert all(map(torch.equal, averaged, kept[0.9]["average"]))
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.95])
+def test_the_average_is_that_of_its_formula(decay):
+    weight, expected = torch.tensor([1.0], dtype=torch.float64), 1.0
+    average = Average([weight], decay)
+    for step in range(1, 60):
+        weight.fill_(step * step)
+        average.add(step)
+        now = min(decay, (1 + step) / (10 + step))
+        expected = now * expected + (1 - now) * step * step
+    assert average.tensors[0].item() == pytest.approx(expected, rel=1e-12)
+    with average.shown():
+        assert weight.item() == average.tensors[0].item()
+    assert weight.item() == 59 * 59
+
+
 @pytest.mark.parametrize("seed", [0, 5])
 def test_the_same_seed_gives_the_same_weights(seed):
     first, second = (recover(worse(teacher()), teacher(), LABELLED, **FAST, seed=seed) for _ in range(2))
@@ -275,7 +325,18 @@ def test_code_in_a_checkpoint_is_refused_not_run(tmp_path):
     assert not Code.ran
 
 
-@pytest.mark.parametrize("change", [{"epochs": 5}, {"seed": 1}, {"batch_size": 9}, {"lr": 1e-3}, {"match": ["head"]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"precision": "bfloat16"},
+        {"ema": 0.5},
+        {"epochs": 5},
+        {"seed": 1},
+        {"batch_size": 9},
+        {"lr": 1e-3},
+        {"match": ["head"]},
+    ],
+)
 def test_resume_with_other_settings(tmp_path, change):
     recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path)
     with pytest.raises(ConvError, match="must keep the settings"):
@@ -399,6 +460,11 @@ REFUSED = {
     "batch size": (Net, {"batch_size": 0}, "batch_size must be positive"),
     "holdout": (Net, {"holdout": 1.5}, "between 0 and 1"),
     "evaluate": (Net, {"evaluate": lambda m: "good"}, "must return a number"),
+    "precision": (Net, {"precision": "int8"}, "one of float32, bfloat16, float16; got precision='int8'"),
+    "half precision on a CPU": (Net, {"precision": "float16"}, "float16 needs a GPU.*Use bfloat16"),
+    "average that forgets nothing": (Net, {"ema": 1.0}, "ema must be at least 0 and less than 1; got ema=1.0"),
+    "negative average": (Net, {"ema": -0.1}, "ema must be"),
+    "average that is no number": (Net, {"ema": math.nan}, "ema must be"),
 }
 
 
@@ -527,5 +593,6 @@ SCORES = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2]])
     ],
 )
 def test_labels_are_used_where_they_are_class_indices(targets, used):
-    assert (label_loss([SCORES], [SCORES], targets) is not None) == used
-    assert label_loss([SCORES[:, :, None]], [SCORES[:, :, None]], targets) is None
+    flat = [SCORES[:, :, None]]
+    assert (label_loss([SCORES], targets, Whole.of(Answer([SCORES], []), targets)) is not None) == used
+    assert label_loss(flat, targets, Whole.of(Answer(flat, []), targets)) is None

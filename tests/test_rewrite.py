@@ -126,7 +126,7 @@ def test_what_measures_slower_in_the_end_is_given_back_as_it_was(budget, met, mo
         first, *others = honest(self, jobs, seconds, burst)
         return [first, *(Timing(9 * t.median_ms, 0.0, 5) for t in others)]
 
-    monkeypatch.setattr(job, "plan", planned)
+    monkeypatch.setattr(job, "make", planned)
     result = rewrite(model, IMAGE, budget, target=target)
     assert (result.plan.edits, result.latency_ratio, result.met) == ((), 1.0, met)
     assert "measured slower" in result.plan.reason
@@ -193,7 +193,7 @@ def test_an_interrupted_job_is_gone_on_with(tmp_path, stop_at, monkeypatch):
     with pytest.raises(StopError):
         rewrite(network(), IMAGE, "latency=0.5", **options, out=tmp_path, progress=stops)
     kept = Plan.load(tmp_path / "plan.json")
-    monkeypatch.setattr(job, "plan", lambda *args, **options: pytest.fail("planned again"))
+    monkeypatch.setattr(job, "make", lambda *args, **options: pytest.fail("planned again"))
     result = rewrite(network(), IMAGE, "latency=0.5", **options, out=tmp_path, resume=True)
     assert result.plan.edits == kept.edits == whole.plan.edits
     state, expected = result.model.state_dict(), whole.model.state_dict()

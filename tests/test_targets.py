@@ -265,11 +265,11 @@ def test_a_row_that_is_no_timing_is_measured_anew_and_replaced(tmp_path, row):
 
 
 @pytest.mark.parametrize("name, changed", [
-    ("torch", "torch.__version__"), ("torch", "reconv.__version__"),
+    ("torch", "torch.__version__"), ("torch", "reconv.targets.engine.ours"),
     ("torch", "reconv.targets.engine.native_version"), ("torch", "reconv.targets.engine.machine"),
-    ("torch.compile", "torch.__version__"), ("torch.compile", "reconv.__version__"),
+    ("torch.compile", "torch.__version__"), ("torch.compile", "reconv.targets.engine.ours"),
     ("onnxruntime", "onnxruntime.__version__"), ("onnxruntime", "torch.__version__"),
-    ("onnxruntime", "reconv.__version__"), ("onnxruntime", "reconv.targets.exported.machine"),
+    ("onnxruntime", "reconv.targets.exported.ours"), ("onnxruntime", "reconv.targets.exported.machine"),
     ("openvino", "openvino.__version__"),
 ])  # fmt: skip
 def test_what_another_version_measured_is_measured_anew(tmp_path, monkeypatch, name, changed):

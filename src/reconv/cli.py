@@ -34,7 +34,7 @@ class Guarded(TyperGroup):
         except BrokenPipeError:
             raise  # whoever reads has had enough: not an error of ours
         except (ConvError, OSError, MemoryError) as error:
-            say(f"Error: {error or type(error).__name__}")
+            say(f"Error: {error or type(error).__name__}", each=True)
             raise typer.Exit(1) from None
 
 

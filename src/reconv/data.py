@@ -180,7 +180,16 @@ class Loader:
     arity: int | None
 
     def batches(self, batch_size: int, shuffle: torch.Generator | None) -> Iterator[Batch]:
+        if shuffle is not None:
+            for own in self.generators():
+                own.manual_seed(shuffle.initial_seed())  # the order does not depend on passes before
         return (_parsed(raw, self.arity) for raw in self.loader)
+
+    def generators(self) -> list[torch.Generator]:
+        """The user's own, which torch's seed does not reach."""
+        sampler: Any = getattr(self.loader.batch_sampler, "batches", self.loader.batch_sampler)
+        drawing: tuple[Any, ...] = (self.loader, sampler, getattr(sampler, "sampler", None))
+        return [each.generator for each in drawing if getattr(each, "generator", None) is not None]
 
     def count(self, batch_size: int) -> int:
         return len(self.loader)

@@ -15,12 +15,16 @@ from reconv.errors import conv_error
 from reconv.planning.budget import Budget
 from reconv.planning.plan import Plan, read_plan_json
 from reconv.planning.wishes import Wishes
+from reconv.rewriting import recovery
+from reconv.rewriting.checkpoint import FILE
+from reconv.rewriting.logs import logger
 from reconv.rewriting.store import CHECKPOINT, WEIGHTS, is_run
 from reconv.ruleset import rules_named
 from reconv.targets import get_target
 
 RUNS = Path("runs")
-RESUMED_AS_BEGUN = ("input", "data", "mean", "std", "budget", "target", "rules", "sites", "holdout", "epochs", "seed")
+RESUMED_AS_BEGUN = ("input", "data", "mean", "std", "budget", "target", "rules", "sites", "holdout", "epochs", "seed",
+                    "stages", "precision", "ema")  # fmt: skip
 
 
 def check_job(budget: str | None, rules: str, target: str, sites: str, free: bool = False) -> dict[str, Any]:
@@ -56,6 +60,14 @@ def read_wishes(path: Path | None) -> Plan | Wishes | None:
     with usage("--wishes"):
         data = read_plan_json(path)
         return Plan.from_dict(data) if "format" in data else Wishes.of(data)
+
+
+def check_training(precision: str | None, ema: float, log: str) -> None:
+    """How to recover, and where to log it."""
+    with usage("--precision, --ema"):
+        recovery.check_training(precision, ema)
+    with usage("--log"):
+        logger(None, log)
 
 
 def check_holdout(holdout: float) -> None:
@@ -111,11 +123,12 @@ def resumable(folder: Path) -> Iterator[None]:
     """Says what stands after Ctrl-C, or when the job fails half-way."""
     try:
         yield
-    except KeyboardInterrupt:
-        say(f"stopped; {_what_stands(folder)}")
+    except KeyboardInterrupt as stop:
+        best = "the best so far is kept; " if isinstance(stop, recovery.Stopped) else ""
+        say(f"stopped; {best}{_what_stands(folder)}")
         raise typer.Exit(130) from None
     except Exception:
-        if (folder / CHECKPOINT).exists():
+        if _checkpointed(folder):
             say(_what_stands(folder))
         raise
 
@@ -123,4 +136,8 @@ def resumable(folder: Path) -> Iterator[None]:
 def _what_stands(folder: Path) -> str:
     if not (folder / CHECKPOINT).exists():
         return "there was no checkpoint yet."
-    return f"the last checkpoint stands in {folder}; go on with --resume."
+    return f"the {'last checkpoint' if _checkpointed(folder) else 'plan'} stands in {folder}; go on with --resume."
+
+
+def _checkpointed(folder: Path) -> bool:
+    return any((folder / CHECKPOINT).rglob(FILE))

@@ -104,12 +104,19 @@ BudgetText = Annotated[
         help="latency, macs, params, memory: a fraction of now, or 12ms 1.2G 50M 64MiB; error: a fraction",
     ),
 ]
-TargetName = Annotated[str, typer.Option("--target", help="the engine that is measured")]
+TargetName = Annotated[str, typer.Option("--target", help="the engine that is measured; torch:1 for one thread")]
 MaybeTarget = Annotated[str | None, typer.Option("--target", help="the engine to time on; not timed without it")]
 Rules = Annotated[str, typer.Option(help="names or groups, with commas")]
 Sites = Annotated[str, typer.Option(help="which layers: names, * allowed, with commas")]
 Epochs = Annotated[int, typer.Option(min=0, help="of recovery; 0 for none")]
 Seed = Annotated[int, typer.Option(help="of everything random")]
+Stages = Annotated[int, typer.Option(min=1, help="the edits in so many parts, recovered after each")]
+PrecisionName = Annotated[
+    str | None,
+    typer.Option("--precision", help="to train in: float32, bfloat16, float16; else what accelerate was launched with"),
+]
+Ema = Annotated[float, typer.Option(help="decay of the moving average of the weights that is kept; 0: none")]
+LogKind = Annotated[str, typer.Option("--log", help="json, or tensorboard, too")]
 Config = Annotated[
     Path | None,
     typer.Option(

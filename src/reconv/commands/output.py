@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,11 @@ class Sheet:
         return table
 
 
+def first() -> bool:
+    """Whether this is the one of several processes that speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def emit(result: Any, wanted: Format | None) -> None:
     """Writes a Sheet or a Summary to stdout; without a format as a table to the terminal on stderr, if it is one."""
     from rich.console import Console
@@ -65,9 +71,10 @@ def emit(result: Any, wanted: Format | None) -> None:
         sys.stdout.write(result.to_csv() if wanted is Format.CSV else result.to_markdown())
 
 
-def say(text: str) -> None:
-    """One line on stderr."""
-    print(" ".join(text.split()), file=sys.stderr, flush=True)
+def say(text: str, each: bool = False) -> None:
+    """One line on stderr, of the first process or of each."""
+    if each or first():
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -77,7 +84,7 @@ def progress() -> Iterator[Callable[[str, int, int], None] | None]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and first()):
         yield None
         return
     with Progress(console=console, transient=True) as bars:

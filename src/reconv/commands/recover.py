@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from reconv.commands import options as o
-from reconv.commands.output import emit, progress, say
+from reconv.commands.output import emit, first, progress, say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,20 +25,29 @@ def recover(
     evaluate: o.Evaluate = None,
     holdout: o.Holdout = 0.1,
     epochs: o.Epochs = 3,
+    precision: o.PrecisionName = None,
+    ema: o.Ema = 0.0,
+    log: o.LogKind = "json",
     seed: o.Seed = 0,
     config: o.Config = None,
     resume: o.Resume = False,
     format: o.MaybeFormat = None,
     trust_code: o.TrustCode = False,
 ) -> None:
-    """Train the network of a run folder further, by distillation from the one that the run began with."""
+    """Train the network of a run folder further, by distillation from the one that the run began with.
+
+    On several GPUs or machines: accelerate launch -m reconv recover …
+    """
     from reconv.commands import job as j
     from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.rewrite import sheet
     from reconv.costing.summary import summary
     from reconv.data import Feed
     from reconv.planning.plan import Plan
-    from reconv.rewriting.job import held_error, logger
+    from reconv.rewriting.job import held_error
+    from reconv.rewriting.logs import logger
+    from reconv.rewriting.processes import leave, stop_once
+    from reconv.rewriting.recovery import Stopped
     from reconv.rewriting.recovery import recover as distill
     from reconv.rewriting.store import CHECKPOINT, PLAN, is_run, load, read_config, save_run
     from reconv.rewriting.teacher import matched
@@ -51,25 +60,39 @@ def recover(
     shapes = check_flags(ctx, str(run), input or [], data, evaluate, trust_code)
     means, stds = scaling(mean, std, data)
     j.check_holdout(holdout)
+    j.check_training(precision, ema, log)
     held_config = read_config(run)
     teacher = original(held_config, weights, trust_code)
     student = load(run, base=teacher)
     given = give(str(run), shapes, data=data, mean=means, std=stds, evaluate=evaluate, seed=seed,
                  network=student)  # fmt: skip
     plan = Plan.load(run / PLAN)
+    again = {"data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout, "epochs": epochs,
+             "seed": seed, "precision": precision, "ema": ema}  # fmt: skip
+    stop_once()
     with j.resumable(run), progress() as show:
         train, held = Feed.of(given.data, given.inputs).split(holdout, seed)
-        student = distill(student, teacher, train, epochs, given.evaluate, held, seed, example_inputs=given.inputs,
-                          match=matched(plan, student, teacher, train), progress=show,
-                          checkpoint=run / CHECKPOINT, resume=resume, log=logger(run)).eval()  # fmt: skip
+        try:
+            student = distill(student, teacher, train, epochs, given.evaluate, held, seed, example_inputs=given.inputs,
+                              match=matched(plan, student, teacher, train), progress=show,
+                              checkpoint=run / CHECKPOINT, resume=resume, precision=precision, ema=ema,
+                              log=logger(run, log) if first() else None).eval()  # fmt: skip
+        except Stopped as stop:
+            if first():
+                save_run(run, model=stop.model.eval(), plan=plan, before=summary(teacher, given.inputs),
+                         after=summary(stop.model, given.inputs), error=stop.distance,
+                         config=held_config | {"recovered": again, "stopped": True})  # fmt: skip
+            raise
+        leave()
+        if not first():
+            return
         error = held_error(teacher, student, held)
         scores = (given.evaluate(clone(teacher)), given.evaluate(student)) if given.evaluate else None
         before, after = (summary(m, given.inputs, plan.target) for m in (teacher, student))
-        again = {"data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout, "epochs": epochs,
-                 "seed": seed}  # fmt: skip
+        config_now = {name: value for name, value in held_config.items() if name != "stopped"}
         save_run(run, model=student, plan=plan, before=before, after=after, error=error,
-                 config=held_config | {"recovered": again,
-                                       "result": {**held_config.get("result", {}), "scores": scores}})  # fmt: skip
+                 config=config_now | {"recovered": again,
+                                      "result": {**held_config.get("result", {}), "scores": scores}})  # fmt: skip
     emit(sheet(plan, before, after, error, scores), format)
     say(f"{run}: error of the output {error:.3g}, on data held out.")
 

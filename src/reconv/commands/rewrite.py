@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from reconv.commands import options as o
+from reconv.commands.options import usage
 from reconv.commands.output import Sheet, emit, number, progress, say
 
 if TYPE_CHECKING:
@@ -29,6 +30,10 @@ def rewrite(
     rules: o.Rules = "exact,smaller",
     sites: o.Sites = "*",
     epochs: o.Epochs = 3,
+    stages: o.Stages = 1,
+    precision: o.PrecisionName = None,
+    ema: o.Ema = 0.0,
+    log: o.LogKind = "json",
     seed: o.Seed = 0,
     plan: o.PlanFile = None,
     wishes: o.WishesFile = None,
@@ -44,6 +49,8 @@ def rewrite(
     from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.plan import named, unused, verdict
     from reconv.rewriting.job import rewrite as run
+    from reconv.rewriting.recovery import Stopped
+    from reconv.rewriting.stages import check_stages
     from reconv.rewriting.store import is_run, read_config, save_run, weights_hash, write_config
     from reconv.surgery.fingerprint import structure_hash
 
@@ -52,6 +59,9 @@ def rewrite(
     job = j.check_job(budget, rules, target, sites, free=bool(plan or wishes or front))
     ready, wished = j.read_plan(plan), j.read_wishes(wishes)
     j.check_holdout(holdout)
+    j.check_training(precision, ema, log)
+    with usage("--stages"):
+        check_stages(stages, epochs, data)
     folder = j.run_folder(out, model, resume)
     given = give(model, shapes, weights=weights, data=data, mean=means, std=stds, evaluate=evaluate,
                  seed=seed, trust_code=trust_code)  # fmt: skip
@@ -60,15 +70,20 @@ def rewrite(
     settings: dict[str, Any] = {
         "input": list(given.shapes), "data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout,
         **job, "epochs": epochs, "seed": seed, "plan": plan and str(plan), "wishes": wishes and str(wishes),
+        "stages": stages, "precision": precision, "ema": ema,
     }  # fmt: skip
     if resume and is_run(folder):
         j.check_same(read_config(folder), settings)
     with j.resumable(folder), progress() as show:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(folder, {"model": began, "settings": settings})
-        result = run(given.model, given.inputs, data=given.data, epochs=epochs, evaluate=given.evaluate,
-                     holdout=holdout, seed=seed, plan=ready, wishes=wished, front=front, out=folder, resume=resume,
-                     progress=show, **job)  # fmt: skip
+        try:
+            result = run(given.model, given.inputs, data=given.data, epochs=epochs, evaluate=given.evaluate,
+                         holdout=holdout, seed=seed, plan=ready, wishes=wished, front=front, out=folder, resume=resume,
+                         progress=show, stages=stages, precision=precision, ema=ema, log=log, **job)  # fmt: skip
+        except Stopped:
+            write_config(folder, {"model": began, "settings": settings, "stopped": True})
+            raise
         made = named(result.plan, model)
         facts = {"latency_ratio": result.latency_ratio, "scores": result.scores}
         save_run(folder, model=result.model, plan=made, before=result.before, after=result.after, error=result.error,

@@ -16,6 +16,7 @@ from reconv.planning.budget import Budget
 from reconv.planning.considered import Considered, judged
 from reconv.planning.plan import Plan, Refusal
 from reconv.planning.planner import Planner, front_of, point
+from reconv.planning.remembered import Remembered, job_key
 from reconv.planning.table import Progress, Table
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.wishes import Wishes, guided, required
@@ -87,9 +88,11 @@ def plan(
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
     meant = _meant(network, sites, wholes)
-    check_runs(engine, clone(model), inputs)
+    job = job_key(model, inputs, calibration, data is not None, found, engine, [site.name for site in meant],
+                  (wished, pinned, wholes.edits))  # fmt: skip
     bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites,
-                      network.calls)  # fmt: skip
+                      network.calls, Remembered(job))  # fmt: skip
+    check_runs(engine, bench.given, inputs)
     base = spent_as_found(wholes.model, count) if wholes.edits else own
     now = own | {"memory": state_bytes(model) + peak_of(clone(bench.given), inputs).most}
     needed = required(list(bench.sites.values()), found, wished, pinned)
@@ -109,6 +112,7 @@ def plan(
     made = replace(_finished(planner, made, outcome), alternatives=alternatives)
     made = replace(made, front=front_of([p for p in (*planner.points, *(a.measured for a in alternatives)) if p]))
     bench.cache.close()
+    bench.remembered.save()
     return made
 
 
@@ -135,7 +139,7 @@ def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Modu
         progress("measuring the front", step, count)
         ratio = fastest ** (1 - step / max(count - 1, 1))
         outcome = planner.within(ratio) if step else outcome
-        score = None if evaluate is None or outcome.model is None else float(evaluate(outcome.model))
+        score = None if evaluate is None else float(evaluate(planner.model_of(outcome)))
         budget = replace(made, budget=f"latency={ratio:.3g}")
         plans.append(replace(_finished(planner, budget, outcome, score), considered=()))
     progress("measuring the front", count, count)

@@ -47,6 +47,22 @@ class Edit:
         known |= {"also": dict(self.also)} if self.also else {}
         return known | ({"whole": True} if self.whole else {})
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Edit:
+        """The inverse of `to_dict`; raises KeyError, TypeError, ValueError or ConvError where it is none."""
+        error, latency = data.get("error"), data.get("latency_ms")
+        absorbs, whole = data.get("absorbs", []), data.get("whole", False)
+        if not isinstance(absorbs, list):
+            raise TypeError(f"absorbs must be a list, not {absorbs!r}")
+        if not isinstance(whole, bool):
+            raise TypeError(f"whole must be true or false, not {whole!r}")
+        also = data.get("also", {})
+        if not isinstance(also, dict) or not all(isinstance(text, str) for text in also.values()):
+            raise TypeError(f"also must be an object of texts, not {also!r}")
+        return cls(str(data["site"]), str(data["rule"]), parse(data["block"]),
+                    None if error is None else float(error), None if latency is None else float(latency),
+                    tuple(map(str, absorbs)), whole, tuple(also.items()))  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -241,21 +257,6 @@ def _read(read: Any, data: Any, where: str) -> Any:
         raise _wrong(f"{where} must have its fields, of their types", {"error": repr(error)}) from error
 
 
-def _edit(data: Mapping[str, Any]) -> Edit:
-    error, latency = data.get("error"), data.get("latency_ms")
-    absorbs, whole = data.get("absorbs", []), data.get("whole", False)
-    if not isinstance(absorbs, list):
-        raise TypeError(f"absorbs must be a list, not {absorbs!r}")
-    if not isinstance(whole, bool):
-        raise TypeError(f"whole must be true or false, not {whole!r}")
-    also = data.get("also", {})
-    if not isinstance(also, dict) or not all(isinstance(text, str) for text in also.values()):
-        raise TypeError(f"also must be an object of texts, not {also!r}")
-    return Edit(str(data["site"]), str(data["rule"]), parse(data["block"]),
-                None if error is None else float(error), None if latency is None else float(latency),
-                tuple(map(str, absorbs)), whole, tuple(also.items()))  # fmt: skip
-
-
 def _inside(name: str, modules: Collection[str]) -> bool:
     """Whether a name lies in one of the modules, and is none of them."""
     return any(name != module and (not module or name.startswith(f"{module}.")) for module in modules)
@@ -273,5 +274,5 @@ def _point(data: Mapping[str, Any]) -> Point:
 
 
 _LISTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "edits": _edit, "refusals": _refusal, "front": _point, "considered": Considered.from_dict,
+    "edits": Edit.from_dict, "refusals": _refusal, "front": _point, "considered": Considered.from_dict,
 }  # fmt: skip

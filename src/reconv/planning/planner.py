@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from reconv.planning.additions import additions
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.plan import Edit, Point, Refusal
@@ -78,6 +80,15 @@ class Planner:
         finally:
             self.budget = budget
         return best
+
+    def model_of(self, outcome: Outcome) -> nn.Module:
+        """The network of an outcome, which an earlier plan may have measured."""
+        if not outcome.edits and outcome.layout == layout_of(self.bench.given):
+            return self.bench.given
+        again = outcome if outcome.model else self.bench.judge(outcome.asked, outcome.layout, again=True)
+        assert again is not None  # it ran before
+        assert again.model is not None
+        return again.model
 
     def added(self, without: Outcome, rules: Sequence[Rule], every: bool) -> tuple[Outcome, list[Refusal]]:
         """The network with what these rules add, slower or not, in its fastest memory format; and their refusals."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,6 +51,13 @@ class Candidate:
     def latency_ms(self) -> float:
         return self.costs["latency"]
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"site": self.site, "edit": self.edit and self.edit.to_dict(), "costs": self.costs, "error": self.error}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
+        return cls(data["site"], data["edit"] and Edit.from_dict(data["edit"]), data["costs"], data["error"])
+
 
 @dataclass
 class Table:
@@ -67,6 +75,31 @@ class Table:
         key = (site.name, proposal.rule, proposal.block, proposal.absorbs)
         given = self.considered.get(key) or Considered(site.name, proposal.rule, proposal.block)
         self.considered[key] = replace(given, **known)
+
+    def add(self, other: Table) -> None:
+        """Takes over the rows of other sites."""
+        self.candidates |= other.candidates
+        self.refusals += other.refusals
+        self.considered |= other.considered
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without `apart`, which is of all sites together."""
+        return {
+            "layout": self.layout,
+            "candidates": {site: [c.to_dict() for c in row] for site, row in self.candidates.items()},
+            "refusals": [refusal.to_dict() for refusal in self.refusals],
+            "considered": [[list(absorbs), row.to_dict()] for (*_, absorbs), row in self.considered.items()],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Table:
+        rows = [(tuple(absorbs), Considered.from_dict(row)) for absorbs, row in data["considered"]]
+        return cls(
+            data["layout"],
+            {site: [Candidate.from_dict(c) for c in row] for site, row in data["candidates"].items()},
+            refusals=[Refusal(**refusal) for refusal in data["refusals"]],
+            considered={(row.site, row.rule, row.block, absorbs): row for absorbs, row in rows},
+        )
 
     def alone(self) -> Table | None:
         """Without the edits that change several modules, of which a sum of rows says less; None where there is none."""
@@ -96,17 +129,15 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
              elsewhere: the most bytes of activations alive while no convolution runs.
     """
     table, rules = Table(layout), tuple(rules)
-    model = to_layout(clone(bench.original), layout)
-    prefix = Prefix(model, bench.scout.batches)
+    scene = _Scene(bench, layout)
     for done, site in enumerate(bench.sites.values()):
         progress("measuring proposals", done, len(bench.sites))
-        wanted = () if site.name in required else gains
-        kept, rows = _timed(bench, site, rules, wanted, table)
-        if kept is None:
-            continue
-        gaining = _gaining(site, rules, rows, kept, wanted, table)
-        front = _fitted(bench, site, rules, gaining, gains, table)
-        table.candidates[site.name] = [kept, *_probed(site, front, bench, model, prefix, table)]
+        key = ("row", layout, ",".join(gains), site.name in required, site.name)
+        part = Table.from_dict(known) if (known := bench.remembered.get(*key)) else None
+        if part is None:
+            part = _site_table(bench, site, rules, gains, site.name in required, scene)
+            bench.remembered.put(part.to_dict(), *key)
+        table.add(part)
     stay = [call for call in bench.calls if call.name not in table.candidates]
     held = [c.beside_bytes + peak_bytes(c.spec, c.input_shape, c.dtype.itemsize) for c in stay]
     table.elsewhere = max([elsewhere, *held])
@@ -115,6 +146,35 @@ def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequenc
                         lambda name, text: _as(bench, name, text, layout))  # fmt: skip
     table.apart = {pair: more for pair, more in apart.items() if math.isfinite(more["latency"])}
     progress("measuring proposals", len(bench.sites), len(bench.sites))
+    return table
+
+
+@dataclass
+class _Scene:
+    """The network in a memory format, with what its convolutions gave; made when it is first asked for."""
+
+    bench: Workbench
+    layout: str
+
+    @cached_property
+    def model(self) -> nn.Module:
+        return to_layout(clone(self.bench.original), self.layout)
+
+    @cached_property
+    def prefix(self) -> Prefix:
+        return Prefix(self.model, self.bench.scout.batches)
+
+
+def _site_table(bench: Workbench, site: Site, rules: Sequence[Rule], gains: Sequence[str], required: bool,
+                scene: _Scene) -> Table:  # fmt: skip
+    """The table of one site."""
+    table = Table(scene.layout)
+    wanted = () if required else gains
+    kept, rows = _timed(bench, site, rules, wanted, table)
+    if kept is not None:
+        gaining = _gaining(site, rules, rows, kept, wanted, table)
+        front = _fitted(bench, site, rules, gaining, gains, table)
+        table.candidates[site.name] = [kept, *_probed(site, front, bench, scene, table)]
     return table
 
 
@@ -279,10 +339,9 @@ def _offers(site: Site, rules: Sequence[Rule], table: Table) -> list[Proposal]:
     return list(offers.values())
 
 
-def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, model: nn.Module, prefix: Prefix,
-            table: Table) -> list[Candidate]:  # fmt: skip
+def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, scene: _Scene, table: Table) -> list[Candidate]:
     """Measures how the output moves with each of the proposals, where that is not known from another table."""
-    candidates = []
+    candidates, model, prefix = [], scene.model, scene.prefix
     known = all((site.name, proposal.block, proposal.absorbs) in bench.errors for proposal, _, _ in front)
     unedited = [] if known else _answers(site, Proposal("", site.block), Weights(site.tensors, 0.0), bench.scout, model,
                                          prefix)  # fmt: skip

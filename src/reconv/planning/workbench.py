@@ -19,6 +19,7 @@ from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Gathered
 from reconv.planning.plan import Edit, Refusal
 from reconv.planning.probe import Probe
+from reconv.planning.remembered import Remembered
 from reconv.planning.together import in_turn
 from reconv.planning.wholes import Wholes
 from reconv.ruleset import Rule
@@ -64,14 +65,25 @@ class Outcome:
     asked: tuple[Edit, ...] = ()  # the edits that are not exact, each made for the original
     model: nn.Module | None = field(default=None, repr=False, compare=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Without the edits that were asked for, and the model."""
+        names = ("ratio", "latency_ms", "original_ms", "error", "memory", "elsewhere")
+        figures = {name: getattr(self, name) for name in names}
+        return {"edits": [e.to_dict() for e in self.edits], "layout": self.layout, **figures,
+                "counted": self.counted and dict(self.counted)}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Outcome:
+        return cls(**{**data, "edits": tuple(map(Edit.from_dict, data["edits"]))})
+
 
 class Workbench:
     """The original, what it is measured with, and the fits made so far."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
                  engine: Target, calibration: Sequence[Batch], restat: bool,
-                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (),
-                 calls: Sequence[ConvCall] = ()) -> None:  # fmt: skip
+                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (), calls: Sequence[ConvCall] = (),
+                 remembered: Remembered | None = None) -> None:  # fmt: skip
         self.given = clone(model).eval()
         self.wholes = wholes or Wholes(self.given)
         self.original = self.wholes.model  # what is edited
@@ -84,7 +96,7 @@ class Workbench:
         self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
         exact = [rule for rule in rules if rule.group == "exact"]
         self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
-        self.cache = LatencyCache()
+        self.cache, self.remembered = LatencyCache(), remembered or Remembered(None)
         self.probe = Probe(self.given, calibration)
         self.scout = Probe(self.given, first(calibration, SCOUTED))
         self.responses = Gathered(self.original, calibration, sites) if restat else None
@@ -98,7 +110,12 @@ class Workbench:
 
     def fit(self, site: Site, edit: Edit, student: nn.Module, before: Sequence[Site]) -> Weights:
         """The starting weights of an edit, from the table where it made them; of several modules as these are now."""
-        known = None if edit.also else self.weights.get((site.name, edit.block))
+        if edit.also:
+            return Fit(self.rules)(site, edit)
+        known, own = self.weights.get((site.name, edit.block)), self.sites.get(site.name)
+        rule = next((rule for rule in self.rules if rule.name == edit.rule and rule.group == "smaller"), None)
+        if known is None and rule and own and own.block == site.block:  # its row was remembered, not measured
+            return self.refined(own, Proposal(edit.rule, edit.block, edit.absorbs), rule)
         return known or Fit(self.rules)(site, edit)
 
     def weights_of(self, site: Site, proposal: Proposal, rule: Rule) -> Weights:
@@ -139,7 +156,7 @@ class Workbench:
     def latency(self, block: Block, site: Site, layout: str) -> float | None:
         """Milliseconds of a block in a site's place, over all of its runs; None where the engine cannot run it."""
         (found,) = self.latencies([block], site, layout)
-        return found if isinstance(found, float) else None
+        return None if isinstance(found, str) else found
 
     def latencies(self, blocks: Sequence[Block], site: Site, layout: str) -> list[float | str]:
         """The same for several; of a block that the engine cannot run, the reason."""
@@ -148,7 +165,7 @@ class Workbench:
             problems = [Problem(b, taken(b, call), site.dtype, site.device, layout) for b in blocks]
             for i, timing in enumerate(time_blocks(self.engine, problems, self.cache)):
                 so_far = totals[i]
-                if isinstance(so_far, float):
+                if not isinstance(so_far, str):
                     totals[i] = timing if isinstance(timing, str) else so_far + timing.median_ms
         return totals
 
@@ -174,11 +191,26 @@ class Workbench:
         several = self.exact_rules and not self.exports
         return layouts_of(self.given) if several else (layout_of(self.given),)
 
-    def judge(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
+    def judge(self, edits: Sequence[Edit], layout: str, again: bool = False) -> Outcome | None:
         """Applies edits after those of whole modules, and none, some or all of the exact rules; measures the fastest.
 
         None where none runs: `unable` says why, and of the exact edits with which the engine does not run it.
+
+        Args:    again: whether it is measured though an earlier plan did; then the outcome has its model.
         """
+        key = ("whole", layout, *(edit.to_dict() for edit in edits))
+        known = None if again else self.remembered.get(*key)
+        if known is not None:
+            self.unable |= {(site, rule): reason for site, rule, reason in known["unable"]}
+            return replace(Outcome.from_dict(known["outcome"]), asked=tuple(edits))
+        outcome = self._measured(edits, layout)
+        if outcome is not None:
+            self.remembered.put(
+                {"outcome": outcome.to_dict(), "unable": [[*k, v] for k, v in self.unable.items()]}, *key
+            )
+        return outcome
+
+    def _measured(self, edits: Sequence[Edit], layout: str) -> Outcome | None:
         asked, edits = tuple(edits), in_turn(edits, self.sites)
         student, sites = apply_edits(clone(self.original), self.everywhere, edits, self.fit)
         sites = {name: site for name, site in sites.items() if name in self.sites}
@@ -194,6 +226,8 @@ class Workbench:
             if exact and (*edits, *exact) != variants[-1][0]:
                 variants.append(((*edits, *exact), self.with_exact(student, sites, exact)))
         variants = [v for v in variants if self.runs(to_layout(v[1], layout))]
+        if not variants:
+            return None
         base, *timings = try_networks(self.engine, [self.given, *(v[1] for v in variants)], self.inputs, SECONDS)
         ran = [(t.median_ms, *v) for t, v in zip(timings, variants, strict=True) if isinstance(t, Timing)]
         self._note_unable([(v[0], t) for t, v in zip(timings, variants, strict=True)])

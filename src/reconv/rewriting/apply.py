@@ -46,24 +46,34 @@ def apply(
     """
     inputs = tensors_of(example_inputs)
     feed = None if data is None else Feed.of(data, inputs)
-    student, sites = change(model, plan, inputs, feed, rules, seed)
+    student, sites = opened(model, plan, inputs, feed, rules, seed)
+    student, sites = edited(student, sites, altering(plan, rules), feed, rules, seed)
     return finish(student, sites, plan, rules)
 
 
-def change(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
+def opened(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],
            seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
-    """The edits that change structure and values, with statistics that follow: what recovery starts from."""
+    """A copy with the edits of whole modules, and its sites."""
     student = apply_wholes(clone(model), plan.wholes, inputs, Fit(rules))
     found = find_sites(student, inputs).sites
     check_made_for(plan, student, {site.name: site for site in found}, rules)
     known = with_data(found, feed.head(CALIBRATION, seed)) if feed is not None else found
-    sites = {site.name: site for site in known}
-    edits = [e for e in plan.edits if not (e.whole or _exact(e, rules))]
+    return student, {site.name: site for site in known}
+
+
+def altering(plan: Plan, rules: Sequence[Rule]) -> list[Edit]:
+    """The edits that change structure and values: those which come before recovery, wholes apart."""
+    return [e for e in plan.edits if not (e.whole or _exact(e, rules))]
+
+
+def edited(student: nn.Module, sites: Mapping[str, Site], edits: Sequence[Edit], feed: Feed | None,
+           rules: Sequence[Rule], seed: int) -> tuple[nn.Module, dict[str, Site]]:  # fmt: skip
+    """The network with these edits, fitted to what it gives now; its statistics follow them. In place."""
     lessons = None if feed is None else Lessons(clone(student).eval(), samples_for(feed, sites, seed))
-    student, sites = apply_edits(student, sites, edits, Fit(rules, lessons))
+    student, now = apply_edits(student, sites, edits, Fit(rules, lessons))
     if edits and feed is not None and lessons is not None:
         restat(student, lessons.teacher, edits, rules, feed.head(STATISTICS, seed))
-    return student, sites
+    return student, now
 
 
 def finish(student: nn.Module, sites: Mapping[str, Site], plan: Plan, rules: Sequence[Rule] = RULES) -> nn.Module:

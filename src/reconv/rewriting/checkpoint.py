@@ -58,6 +58,12 @@ def read_checkpoint(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]
     return state
 
 
+def forget_checkpoint(folder: Path) -> None:
+    """Removes what another recovery left, so that none goes on from it."""
+    if (folder / FILE).exists():
+        (folder / FILE).unlink()
+
+
 def tensors_of_module(module: nn.Module) -> dict[str, Tensor]:
     """A copy of every parameter and buffer, shared ones once."""
     return {name: tensor.detach().clone() for name, tensor in _named(module).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reconv.costing.summary import Summary, summary
 from reconv.data import Feed
+from reconv.errors import conv_error
 from reconv.planning.additions import ADDING
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.make import Rules
@@ -20,13 +21,15 @@ from reconv.planning.make import plan as make
 from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
 from reconv.planning.wishes import Wishes
-from reconv.rewriting.apply import change, finish
-from reconv.rewriting.recovery import recover
-from reconv.rewriting.teacher import matched
+from reconv.rewriting.logs import logger
+from reconv.rewriting.processes import launched
+from reconv.rewriting.recovery import Stopped, check_training
+from reconv.rewriting.stages import Stages, check_stages
+from reconv.rewriting.store import CHECKPOINT, PLAN, save_run, write_text
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
-from reconv.targets import Target, check_runs, get_target, layout_of, time_networks, to_layout
+from reconv.targets import Target, get_target, layout_of, time_networks
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
 
@@ -61,8 +64,6 @@ class Result:
 
     def save(self, folder: str | Path) -> None:
         """Writes a run folder, which `reconv.load` rebuilds the network from."""
-        from reconv.rewriting.store import save_run
-
         save_run(folder, model=self.model, plan=self.plan, before=self.before, after=self.after, error=self.error,
                  config=dict(self.config))  # fmt: skip
 
@@ -87,6 +88,10 @@ def rewrite(
     resume: bool = False,
     ref: str | None = None,
     progress: Progress | None = None,
+    stages: int = 1,
+    precision: str | None = None,
+    ema: float = 0.0,
+    log: str = "json",
 ) -> Result:
     """Rewrites a trained network so that it keeps a budget: plan, apply, recover, measure.
 
@@ -96,38 +101,49 @@ def rewrite(
              plan: to be carried out, instead of choosing one; its budget counts where none is given.
              wishes, front: as for `reconv.plan`; the front's scores are of networks that have not recovered yet.
              out: a run folder for plan.json, checkpoint/ and log.jsonl while the job runs; `resume` goes on there.
+             stages: the edits are applied in so many parts, the cheapest in error first, each part recovered for its
+             share of the epochs. precision, ema: as for `recover`. log: "json", or "tensorboard", too.
              ref: MODEL as the command line names it, by which `load` finds the network's structure again.
              The rest as for `plan`.
     Returns: a Result. An unmet budget never raises: `met` is False, `reason` says why, `model` is the best found,
              never slower than what was given.
-    Raises:  ConvError: for a wrong budget, rule, network or data.
+    Raises:  ConvError: for a wrong budget, rule, network or data, and in one of several processes, which only
+             `recover` knows how to share. Stopped: for Ctrl-C while it recovers, a KeyboardInterrupt; `out` then holds
+             the best so far, not timed, and `resume` goes on.
     """
+    if launched() > 1:
+        raise conv_error("rewrite", "it must run in one process", got={"processes": launched()},
+                         do="Rewrite with epochs=0 in one, then recover in all of them.")  # fmt: skip
     inputs = tensors_of(example_inputs)
+    check_stages(stages, epochs, data)
+    check_training(precision, ema)
     limits = Budget.of(plan.budget if plan and budget is None else budget)
     engine, found = get_target(target), rules_named(rules)
     train, held = Feed.of(data, inputs).split(holdout, seed) if data is not None else (None, None)
     for part in filter(None, (train, held)):
         part.head(1)  # what is wrong with them is said before any work
     folder = None if out is None else Path(out)
-    ready = _plan_of(folder, resume) or plan
-    made = ready or make(
+    tell = logger(folder, log)
+    kept = _plan_of(folder) if resume else None
+    made = kept or plan or make(
         model, inputs, limits, train, engine, rules, sites, seed, wishes=wishes, front=front,
         evaluate=evaluate, ref=ref, progress=progress,
     )  # fmt: skip
     made = replace(made, target=engine.name)
-    _note_plan(folder, made)
-    student, sites_now = change(model, made, inputs, train, found, seed)
-    student = to_layout(student, made.layout)  # which trains faster, too
-    for network in (model, student) if ready else ():  # the plan may have been made on another engine
-        check_runs(engine, clone(network), inputs)
+    if kept is None:
+        _note_plan(folder, made)
+    ready = kept is not None or plan is not None  # it may have been made on another engine
     exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
     changed = any(edit.rule not in exact for edit in made.edits)
-    if changed and train is not None and held is not None and epochs > 0:
-        student = recover(student, model, train, epochs, evaluate, held, seed, example_inputs=inputs,
-                          match=matched(made, student, model, train), progress=progress,
-                          checkpoint=folder and folder / "checkpoint", resume=resume,
-                          log=logger(folder))  # fmt: skip
-    student = finish(student, sites_now, made, found).eval()
+    options = {"evaluate": evaluate, "progress": progress, "resume": resume, "precision": precision, "ema": ema}
+    try:
+        student = Stages(model, made, inputs, found, train, held, seed, stages, folder and folder / CHECKPOINT, tell,
+                         engine if ready else None, options).run(epochs if changed else 0)  # fmt: skip
+    except Stopped as stop:
+        if folder is not None and stop.plan is not None:
+            save_run(folder, model=stop.model, plan=stop.plan, error=stop.distance, config={"stopped": True},
+                     before=summary(model, inputs), after=summary(stop.model, inputs))  # fmt: skip
+        raise
     adding = {rule.name for rule in found if rule.group in ADDING}
     asked = _latency_counts(limits) if limits else not any(edit.rule in adding for edit in made.edits)
     asked = asked and plan is None and not made.wishes.force
@@ -146,29 +162,21 @@ def rewrite(
     return result
 
 
-def _plan_of(folder: Path | None, resume: bool) -> Plan | None:
+def _plan_of(folder: Path | None) -> Plan | None:
     """The plan of the interrupted run that is gone on with."""
-    if folder is None or not resume or not (folder / "plan.json").is_file():
+    if folder is None:
         return None
-    return Plan.load(folder / "plan.json")
+    found = [path for path in (folder / CHECKPOINT / PLAN, folder / PLAN) if path.is_file()]
+    return Plan.load(found[0]) if found else None
 
 
 def _note_plan(folder: Path | None, made: Plan) -> None:
+    """In the run folder, and where the checkpoints will be, where it stays as it was made; those of old are removed."""
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        made.save(folder / "plan.json")
-
-
-def logger(folder: Path | None) -> Callable[[dict[str, Any]], None] | None:
-    """Appends one line of JSON for each event."""
-    if folder is None:
-        return None
-
-    def log(event: dict[str, Any]) -> None:
-        with (folder / "log.jsonl").open("a") as file:
-            file.write(json.dumps(event) + "\n")
-
-    return log
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        (folder / CHECKPOINT).mkdir(parents=True)
+        for place in (folder / CHECKPOINT, folder):
+            write_text(place / PLAN, made.text())
 
 
 def _measured(model: nn.Module, student: nn.Module, made: Plan, budget: Budget, inputs: tuple[Any, ...],

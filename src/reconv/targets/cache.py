@@ -15,10 +15,14 @@ _SCHEMA = "CREATE TABLE IF NOT EXISTS latency (key TEXT PRIMARY KEY, median_ms R
 _complained: set[str] = set()
 
 
+def cache_folder() -> Path:
+    """$RECONV_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("RECONV_CACHE") or platformdirs.user_cache_dir("reconv"))
+
+
 def default_path() -> Path:
-    """$RECONV_CACHE/latency-1.sqlite, else in the user's cache folder. The number is that of the table's form."""
-    folder = os.environ.get("RECONV_CACHE") or platformdirs.user_cache_dir("reconv")
-    return Path(folder) / "latency-1.sqlite"
+    """Of the latencies. The number is that of the table's form."""
+    return cache_folder() / "latency-1.sqlite"
 
 
 class LatencyCache:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -153,11 +154,13 @@ def _of_package(name: str, threads: int | None) -> Target | None:
     return found
 
 
+@cache
 def ours() -> str:
     """reconv's version: what a block is made of, and which kernel computes it, is its choice."""
-    from reconv import __version__
-
-    return f"reconv {__version__}"
+    try:
+        return f"reconv {version('reconv')}"
+    except PackageNotFoundError:
+        return "reconv as it lies"
 
 
 @cache
