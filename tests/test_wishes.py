@@ -92,7 +92,7 @@ def test_a_pinned_site_is_left_alone_by_every_rule():
     assert apply(network(), made, IMAGE)[3].weight.shape == (16, 16, 5, 5)
 
 
-@pytest.mark.parametrize("rule", ["multi_dilated", "fold_batch_norm", "*[lo]*"])
+@pytest.mark.parametrize("rule", ["bottleneck", "fold_batch_norm", "*[lo]*"])
 def test_a_forbidden_rule_serves_nowhere_it_is_forbidden(rule):
     made = plan(network(), IMAGE, wishes={"forbid": [{"site": "[03]", "rule": rule}]}, **HALF)
     assert any(fnmatchcase(e.rule, rule) for e in free().edits if e.site in "03")
