@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from reconv.data import Batch
 from reconv.errors import ConvError
+from reconv.planning.candidates import Candidate
 from reconv.planning.edits import restructure, with_data
 from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan
 from reconv.planning.search import cheapest, choose
-from reconv.planning.table import Candidate
 from reconv.planning.together import exclude, in_turn
 from reconv.rewriting.apply import apply
 from reconv.ruleset import Proposal, rules_named

@@ -24,11 +24,12 @@ from reconv.errors import ConvError
 from reconv.layers import ChainLayer
 from reconv.planning import table
 from reconv.planning.budget import Budget, Limit
+from reconv.planning.candidates import Candidate
 from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.planning.probe import Prefix, Probe, standing_in
 from reconv.planning.search import beyond, cheapest, choose
-from reconv.planning.table import Candidate, _spread, _worth_fitting
+from reconv.planning.table import _spread, _worth_fitting
 from reconv.planning.together import beyond_sums
 from reconv.rewriting.apply import apply
 from reconv.ruleset import Separable, rules_named

@@ -10,10 +10,10 @@ import torch
 from fakes import FakeTarget
 from planned import DATA, IMAGE, network
 
+from reconv.planning.candidates import Table
 from reconv.planning.make import plan
 from reconv.planning.plan import Plan
 from reconv.planning.probe import Probe
-from reconv.planning.table import Table
 
 HALF = "latency=0.5"
 

@@ -13,11 +13,12 @@ from reconv.data import Batch, Feed
 from reconv.errors import conv_error
 from reconv.planning.additions import ADDING, DENSER
 from reconv.planning.budget import Budget
+from reconv.planning.candidates import Table
 from reconv.planning.considered import Considered, judged
 from reconv.planning.plan import Plan, Refusal
 from reconv.planning.planner import Planner, front_of, point
 from reconv.planning.remembered import Remembered, job_key
-from reconv.planning.table import Progress, Table
+from reconv.planning.table import Progress
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.wishes import Wishes, guided, required
 from reconv.planning.workbench import Outcome, Workbench, spent_as_found

@@ -9,9 +9,10 @@ from torch import nn
 
 from reconv.planning.additions import additions
 from reconv.planning.budget import Budget, Limit
+from reconv.planning.candidates import PARTS, Candidate, Table, costs
 from reconv.planning.plan import Edit, Point, Refusal
 from reconv.planning.search import beyond, cheapest, choose
-from reconv.planning.table import PARTS, Candidate, Progress, Table, costs, measure
+from reconv.planning.table import Progress, measure
 from reconv.planning.workbench import Outcome, Workbench
 from reconv.ruleset import Rule
 from reconv.surgery.outputs import tensors_in

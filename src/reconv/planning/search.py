@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from reconv.planning.table import PARTS, Candidate
+from reconv.planning.candidates import PARTS, Candidate
 from reconv.planning.together import Apart, exclude, excluding
 
 TIE = 1e-6  # weight of the second goal, which only settles ties
