@@ -19,14 +19,13 @@ TRAIN, TEST = 0, 1  # the sides of a split
 LEFT = 0.7  # of each photo's width is to train on, the rest to test on
 
 # -- photos ------------------------------------------------------------------------------------------------
-# those that scikit-image ships; a class is one of them
+# of those that scikit-image ships, the ones with something to see everywhere; a class is one of them
 PHOTOS = (
-    "astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png",
-    "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png",
-    "page.png", "retina.jpg", "rocket.jpg", "text.png",
+    "astronaut.png", "brick.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
+    "hubble_deep_field.jpg", "ihc.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg", "text.png",
 )  # fmt: skip
 SIDE = 32
-SIDES = (20, 72)  # of the square that a crop shows, in pixels of the photo
+SIDES = (32, 96)  # of the square that a crop shows, in pixels of the photo
 
 
 @functools.cache
@@ -60,12 +59,12 @@ def crops(side: int, count: int, generator: torch.Generator) -> TensorDataset:
 
 
 def lit(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Around their own mean, with a contrast, a brightness, colours and a noise of their own."""
+    """Each with a contrast, a brightness, colours and a noise of its own."""
     size = (len(images), 1, 1, 1)
-    contrast = 0.5 + torch.rand(size, generator=generator)
-    shift = 0.3 * torch.randn(size, generator=generator) + 0.15 * torch.randn(len(images), 3, 1, 1, generator=generator)
+    contrast = 0.7 + 0.6 * torch.rand(size, generator=generator)
+    shift, colours = (0.2 * torch.randn(len(images), n, 1, 1, generator=generator) for n in (1, 3))
     noise = 0.15 * torch.randn(images.shape, generator=generator)
-    return (images - images.mean((2, 3), keepdim=True)) * contrast * 4 + shift + noise
+    return 4 * contrast * (images - 0.5) + shift + colours + noise
 
 
 # -- solids ------------------------------------------------------------------------------------------------

@@ -21,19 +21,19 @@ class Network:
     """A network of the comparison.
 
     draw: (side, count, generator) → samples. trained: it comes with its weights.
-    calibration, tested: samples that every method may see, and those that judge. epochs: of recovery, for all alike.
+    tested: samples that judge. calibration: those that every method may see. epochs: of recovery, for all alike.
     """
 
     name: str
     title: str
     build: Callable[[], nn.Module]
     draw: Callable[[int, int, torch.Generator], TensorDataset]
-    calibration: int
     tested: int
-    epochs: int
     trained: bool = False
     training_epochs: int = 0
     peak_lr: float = 3e-3
+    calibration: int = 1000
+    epochs: int = 3
 
     def calibration_data(self) -> TensorDataset:
         return self.draw(TRAIN, self.calibration, seeded(CALIBRATION_SEED))
@@ -123,9 +123,9 @@ def head(pool: nn.Module, channels: int, classes: int) -> tuple[nn.Module, ...]:
 NETWORKS = {
     network.name: network
     for network in (
-        Network("vgg", "the demo's VGG on digits", digits_vgg, digits, 1000, 1000, 3, trained=True),
-        Network("resnet", "a ResNet on crops of photos", resnet, crops, 1440, 3996, 4, training_epochs=10),
-        Network("mobilenet", "a MobileNetV2 on crops of photos", mobilenet, crops, 1440, 3996, 4, training_epochs=14),
-        Network("solids", "a 3D network on digits as solids", solid_net, solids, 1440, 3000, 4, training_epochs=10),
+        Network("vgg", "the demo's VGG on digits", digits_vgg, digits, 1000, trained=True),
+        Network("resnet", "a ResNet on crops of photos", resnet, crops, 4004, training_epochs=10),
+        Network("mobilenet", "a MobileNetV2 on crops of photos", mobilenet, crops, 4004, training_epochs=14),
+        Network("solids", "a 3D network on digits as solids", solid_net, solids, 3000, training_epochs=10),
     )
 }  # fmt: skip

@@ -6,10 +6,6 @@ from torch import nn
 
 from ..method import Method, Refused, Setting, Subject
 
-KEPT_ENERGY = (0.95, 0.85, 0.7, 0.5)
-REMOVED = (0.3, 0.5, 0.7, 0.85)
-
-
 def decomposed(method: str, subject: Subject, setting: Setting) -> nn.Module:
     from fasterai.misc.conv_decomposer import Conv_Decomposer
 
@@ -20,11 +16,16 @@ def decomposed(method: str, subject: Subject, setting: Setting) -> nn.Module:
     return Conv_Decomposer().decompose(subject.model, method=method, layers=served, **setting)
 
 
-def sweep() -> tuple[Setting, ...]:
-    return (*({"percent_removed": share} for share in REMOVED), *({"energy_threshold": e} for e in KEPT_ENERGY))
+def removed(*shares: float) -> tuple[Setting, ...]:
+    return tuple({"percent_removed": share} for share in shares)
+
+
+def kept(*shares: float) -> tuple[Setting, ...]:
+    return tuple({"energy_threshold": share} for share in shares)
 
 
 METHODS = (
-    Method("fasterai Tucker", lambda subject, setting: decomposed("tucker", subject, setting), sweep()),
-    Method("fasterai SVD", lambda subject, setting: decomposed("svd", subject, setting), sweep()[:4]),
-)
+    Method("fasterai Tucker", lambda subject, setting: decomposed("tucker", subject, setting),
+           removed(0.5, 0.7) + kept(0.85, 0.7)),
+    Method("fasterai SVD", lambda subject, setting: decomposed("svd", subject, setting), removed(0.5, 0.75)),
+)  # fmt: skip

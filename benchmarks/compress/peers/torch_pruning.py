@@ -36,7 +36,7 @@ def sweep(over: str, *ratios: float) -> tuple[Setting, ...]:
 
 METHODS = (
     Method("Torch-Pruning norm", lambda subject, setting: pruned("norm", subject, setting),
-           sweep("layer", 0.25, 0.4, 0.5, 0.65)),
+           sweep("layer", 0.4, 0.55)),
     Method("Torch-Pruning loss", lambda subject, setting: pruned("loss", subject, setting),
-           sweep("layer", 0.25, 0.4, 0.5, 0.65) + sweep("network", 0.3, 0.5, 0.65)),
+           sweep("layer", 0.25, 0.4, 0.55) + sweep("network", 0.4, 0.6)),
 )  # fmt: skip
