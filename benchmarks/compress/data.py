@@ -46,7 +46,7 @@ def part(image: Tensor, side: int) -> Tensor:
 
 
 def crops(side: int, count: int, generator: torch.Generator) -> TensorDataset:
-    """Squares of random size and place, turned by quarters, lit at random: (count, 3, 32, 32) and the photo's number."""
+    """Squares of random size and place, turned by quarters and lit: (count, 3, 32, 32) and the photo's number."""
     cut, labels = [], torch.arange(count) % len(PHOTOS)
     for label in labels.tolist():
         image = part(photo(PHOTOS[label]), side)
@@ -67,6 +67,11 @@ def lit(images: Tensor, generator: torch.Generator) -> Tensor:
     return 4 * contrast * (images - 0.5) + shift + colours + noise
 
 
+@functools.cache
+def both_sides() -> tuple[TensorDataset, TensorDataset]:
+    return split_digits()
+
+
 # -- solids ------------------------------------------------------------------------------------------------
 EDGE, HALF_THICKNESS = 16, 0.25  # voxels; of the solid, where the whole is 2 thick
 TURN = math.radians(50)
@@ -74,7 +79,7 @@ TURN = math.radians(50)
 
 def solids(side: int, count: int, generator: torch.Generator) -> TensorDataset:
     """Digits as solids, turned about all three axes, with noise: (count, 1, 16, 16, 16) and the digit."""
-    images, labels = split_digits()[side].tensors
+    images, labels = both_sides()[side].tensors
     chosen = torch.randperm(len(images), generator=generator).repeat(-(-count // len(images)))[:count]
     volumes = torch.cat([solid(images[some], generator) for some in chosen.split(250)])
     return TensorDataset(volumes, labels[chosen])
@@ -108,7 +113,7 @@ def rotations(angles: Tensor) -> Tensor:
 # -- digits ------------------------------------------------------------------------------------------------
 def digits(side: int, count: int, generator: torch.Generator) -> TensorDataset:
     """The demo's digits: (count, 1, 28, 28) in [0, 1], at most as many as there are."""
-    images, labels = split_digits()[side].tensors
+    images, labels = both_sides()[side].tensors
     chosen = torch.randperm(len(images), generator=generator)[:count]
     return TensorDataset(images[chosen], labels[chosen])
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..method import Method, Refused, Setting, Subject
+from ..method import Method, Refused, Setting, Subject, first_conv
+
 
 def decomposed(method: str, subject: Subject, setting: Setting) -> nn.Module:
     from fasterai.misc.conv_decomposer import Conv_Decomposer
 
+    spared = first_conv(subject.model)
     served = [name for name, m in subject.model.named_modules()
-              if isinstance(m, nn.Conv2d) and m.groups == 1 and min(m.kernel_size) > 1 and m.in_channels > 4]  # fmt: skip
+              if isinstance(m, nn.Conv2d) and m.groups == 1 and min(m.kernel_size) > 1 and m is not spared]  # fmt: skip
     if not served:
         raise Refused("it serves dense 2D kernels larger than 1×1, and the network has none but its first")
     return Conv_Decomposer().decompose(subject.model, method=method, layers=served, **setting)

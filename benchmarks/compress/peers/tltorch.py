@@ -1,4 +1,4 @@
-"""tensorly-torch: Tucker and CP of the weights. Its factors are put into plain layers, which are faster than its own."""
+"""tensorly-torch: Tucker and CP of the weights. Its factors become plain layers, which are faster than its own."""
 
 from __future__ import annotations
 
@@ -31,9 +31,11 @@ def layers_of(kind: str, conv: Any, rank: float) -> nn.Sequential:
     from tltorch import FactorizedConv
 
     torch.manual_seed(0)  # CP begins with random factors
-    options = {"fixed_rank_modes": "spatial"} if kind == "tucker" else {"decomposition_kwargs": {"n_iter_max": CP_ROUNDS}}
-    found = FactorizedConv.from_conv(conv, rank=rank, factorization=kind, implementation="factorized", **options)
-    return (tucker_layers if kind == "tucker" else cp_layers)(conv, found.weight)
+    if kind == "tucker":
+        return tucker_layers(conv, FactorizedConv.from_conv(conv, rank, factorization=kind,
+                                                            fixed_rank_modes="spatial").weight)  # fmt: skip
+    return cp_layers(conv, FactorizedConv.from_conv(conv, rank, factorization=kind,
+                                                    decomposition_kwargs={"n_iter_max": CP_ROUNDS}).weight)  # fmt: skip
 
 
 def tucker_layers(conv: Any, weight: Any) -> nn.Sequential:
@@ -87,5 +89,5 @@ def sweep(*ranks: float) -> tuple[Setting, ...]:
 METHODS = (
     Method("tensorly-torch Tucker", lambda subject, setting: factorized("tucker", subject, setting),
            sweep(0.5, 0.25, 0.12)),
-    Method("tensorly-torch CP", lambda subject, setting: factorized("cp", subject, setting), sweep(0.15,)),
+    Method("tensorly-torch CP", lambda subject, setting: factorized("cp", subject, setting), sweep(0.15)),
 )  # fmt: skip

@@ -14,7 +14,7 @@ LEAST = 0.9  # of a layer's channels may go, at most
 
 
 def pruned(by: str, subject: Subject, setting: Setting) -> nn.Module:
-    """One share of the channels in each layer, or (whole) in the whole network, where it may differ from layer to layer."""
+    """One share of the channels in each layer, or over the whole network, more here and less there."""
     import torch_pruning as tp
 
     model = copy.deepcopy(subject.model)
