@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -27,3 +29,11 @@ def rewritten(subject: Subject, setting: Setting, epochs: int, folder: Path) -> 
         epochs=epochs, seed=0, out=folder,
     )  # fmt: skip
     return result.model
+
+
+def planned(folder: Path) -> dict[str, Any]:
+    """What the plan promised, and how often it took each rule that is not exact."""
+    plan = reconv.Plan.load(folder / "plan.json")
+    exact = {rule.name for rule in reconv.rules if rule.group == "exact"}
+    rules = Counter(edit.rule for edit in plan.edits if edit.rule not in exact)
+    return {"planned_ratio": plan.latency_ratio, "met": plan.met, "rules": dict(rules), "layout": plan.layout}

@@ -124,6 +124,7 @@ def measure(job: Job) -> dict[str, Any]:
             continue
         if row["method"] == ours.NAME:
             models[folder.name] = reconv.load(folder, base=model).eval()
+            row |= ours.planned(folder)
         else:
             models[folder.name] = deployed(store.load(model, folder))
             plain.append(folder.name)
