@@ -108,7 +108,8 @@ def section(result: Mapping[str, Any]) -> str:
     out = [f"## {result['title'][0].upper()}{result['title'][1:]}\n\n"
            f"{100 * given['accuracy']:.2f} % of {result['tested']:,} test samples, {given['macs'] / 1e6:.0f} MMACs, "
            f"{given['params'] / 1e6:.2f} M parameters; {result['calibration']:,} samples to calibrate and recover on, "
-           f"{result['epochs']} epochs. {machine['cpu']}, torch {machine['torch']}, 1 thread.\n"]  # fmt: skip
+           f"{result['epochs']} epochs. {machine['cpu']}, torch {machine['torch']}, 1 thread, "
+           f"{machine['clock']} time.\n"]  # fmt: skip
     for target, engine in ENGINES.items():
         all_points = points(result, target)
         methods = dict.fromkeys(p.method for p in all_points if p.method != GIVEN)

@@ -1,7 +1,7 @@
 """Makes and measures the networks of the comparison, one trained network at a time.
 
     PYTHONPATH=src python -m benchmarks.compress.run --network vgg resnet … [--methods NAME …] [--only make|measure]
-                                                     [--cache FOLDER] [--quick]
+                                                     [--cache FOLDER] [--quick] [--clock processor]
 
 What was made stays in the cache, and is not made again; what is measured is all that the cache holds of a network.
 """
@@ -27,7 +27,7 @@ import reconv
 from reconv.demo.digits import accuracy
 
 from . import ours, store
-from .measure import TARGETS, cost, deployed, latencies, machine
+from .measure import TARGETS, cost, deployed, latencies, machine, use_processor_time
 from .method import Method, Refused, Setting, Subject, said
 from .networks import NETWORKS, Network
 from .peers import aimet, fasterai, tltorch, torch_pruning
@@ -150,8 +150,12 @@ def main() -> None:
     parser.add_argument("--only", choices=("make", "measure"))
     parser.add_argument("--cache", type=Path, default=Path(platformdirs.user_cache_dir("reconv")) / "compress")
     parser.add_argument("--quick", action="store_true", help="one setting each, little data: only that it runs")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall",
+                        help="processor: for a machine that others use, too")  # fmt: skip
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.clock == "processor":
+        use_processor_time()
     for name in given.network:
         job = job_of(name, given.cache.resolve(), given.quick)
         if given.only != "measure":
