@@ -183,7 +183,15 @@ def test_the_page_and_the_picture(tmp_path) -> None:
         report.write([RESULT], tmp_path)
 
 
-@pytest.mark.parametrize("name", report.ORDER)
+RESULTS = sorted(file.stem for file in (FOLDER / "results").glob("*.json"))
+
+
+def test_there_are_results_of_the_networks() -> None:
+    assert set(RESULTS) <= set(report.ORDER) == set(networks.NETWORKS)
+    assert RESULTS
+
+
+@pytest.mark.parametrize("name", RESULTS)
 def test_results_have_what_the_report_reads(name) -> None:
     result = json.loads((FOLDER / "results" / f"{name}.json").read_text())
     assert result["rows"][0]["method"] == report.GIVEN
