@@ -97,7 +97,7 @@ def test_a_convolution_may_be_removed_with_its_relu(absorbs, monkeypatch):
         wanted = [c for c in candidates["0"] if c.edit and c.edit.absorbs == absorbs]
         return {site: row[0] for site, row in candidates.items()} | {"0": wanted[0]}
 
-    monkeypatch.setattr("reconv.planning.make.choose", chosen)
+    monkeypatch.setattr("reconv.planning.planner.choose", chosen)
     model = network()
     made = plan(model, IMAGE, "error=1", rules="remove", sites="0", target=FAKE)
     (edit,) = made.edits

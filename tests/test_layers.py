@@ -297,7 +297,8 @@ def test_exports_to_plain_operators(case: Case):
     program = torch.export.export(layer, (x,))
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     assert {target.namespace for target in called} == {"aten"}
-    assert torch.equal(program.module()(x), layer(x))
+    rounding = 1e-12 if "mask" in str(case.block) else 0.0  # a mask's sigmoid leaves no whole numbers
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=rounding, atol=rounding)
 
 
 @each_case

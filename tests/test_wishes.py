@@ -162,7 +162,7 @@ def test_a_front_is_measured_from_fast_to_slow_and_none_beats_another():
     made = plan(network(), IMAGE, front=5, evaluate=evaluate, data=DATA, target=FAKE)
     assert not made.edits or made.latency_ratio < 1  # no budget: exact rules alone
     found = [p.measured for p in made.alternatives]
-    assert 3 <= len(found) <= 5
+    assert 2 <= len(found) <= 5
     assert {p.score for p in found} <= set(scores)
     assert len(scores) == 5
     for fast, slow in pairwise(found):

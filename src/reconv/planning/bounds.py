@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from reconv.benching.roofline import Machine, measured
-from reconv.spec import Block, ConvSpec, convs, macs, output_shape, params
+from reconv.spec import Block, Branches, Chain, ConvSpec, macs, output_shape, params
 from reconv.spec.geometry import axis_length
 from reconv.targets import Target
 
@@ -35,23 +35,32 @@ def bound_ms(block: Block, input_shape: Sequence[int], machine: Machine, dtype: 
     shape = tuple(input_shape)
     read, written = prod(shape), prod(output_shape(block, shape))
     size = dtype.itemsize * (read + written + params(block, shape[1]))
-    total, least = macs(block, shape), _least_share(block, shape)
-    return SAFE * 1e3 * max(total * least / machine.peak[DTYPES[dtype]], size / machine.bandwidth_of(size))
+    return SAFE * 1e3 * max(_least_macs(block, shape) / machine.peak[DTYPES[dtype]], size / machine.bandwidth_of(size))
 
 
-def _least_share(block: Block, shape: tuple[int, ...]) -> float:
-    """The part of all multiply-accumulates that no algorithm of today's engines can spare."""
-    specs = list(convs(block))
-    if any(sum(k >= 3 for k in spec.kernel_size) > 1 and spec.groups < spec.in_channels for spec in specs):
-        return _inside(specs, shape) / TRANSFORMED
-    return _inside(specs, shape)
+def _least_macs(block: Block, shape: tuple[int, ...]) -> float:
+    """The multiply-accumulates of its convolutions that no algorithm of today's engines can spare."""
+    match block:
+        case ConvSpec():
+            wide = sum(k >= 3 for k in block.kernel_size) > 1 and block.groups < block.in_channels
+            return macs(block, shape) * _inside(block, shape[2:]) / (TRANSFORMED if wide else 1.0)
+        case Chain():
+            total = 0.0
+            for part in block.blocks:
+                total += _least_macs(part, shape)
+                shape = output_shape(part, shape)
+            return total
+        case Branches():
+            return sum(_least_macs(part, shape) for part in block.blocks)
+        case _:
+            return 0.0
 
 
-def _inside(specs: Sequence[ConvSpec], shape: tuple[int, ...]) -> float:
-    """The smallest share of taps that meet no padding, of any of these convolutions on maps of such a size."""
-    spatial = shape[2:]
-    return min((prod(_axis_inside(spec, axis, length) for axis, length in enumerate(spatial)) for spec in specs
-                if not spec.transposed and len(spatial) == spec.spatial_dims), default=0.0)  # fmt: skip
+def _inside(spec: ConvSpec, lengths: tuple[int, ...]) -> float:
+    """The share of taps that meet no padding; 0 of transposed convolutions, whose taps are others."""
+    if spec.transposed:
+        return 0.0
+    return prod(_axis_inside(spec, axis, length) for axis, length in enumerate(lengths))
 
 
 def _axis_inside(spec: ConvSpec, axis: int, length: int) -> float:

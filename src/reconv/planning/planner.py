@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -22,6 +22,32 @@ CORRECTIONS = 4  # times the search is repeated with what the whole network taug
 SLACK = 0.93  # a network under this part of its budget has given accuracy away
 HOPELESS = 1.15  # times the latency in the best memory format: a search in another one is spared
 AIM = 0.97  # of the latency budget: what is aimed at, since timing is noisy
+
+
+@dataclass
+class Line:
+    """What whole networks measured, by the sum of their rows: near enough a line.
+
+    Args:    points: (sum of the rows, whole network), in ms.
+    Example:
+             >>> Line([(8.0, 10.0)]).rows_for(5.0)  # of one point all that is known is that the rest stays
+             3.0
+             >>> Line([(8.0, 10.0), (2.0, 1.0), (4.0, 4.0)]).rows_for(7.0)
+             6.0
+    """
+
+    points: list[tuple[float, float]]
+
+    def rows_for(self, whole_ms: float) -> float:
+        """The sum of rows at which a network is expected to take so long: between the nearest measured ones."""
+        below = max((p for p in self.points if p[1] <= whole_ms), key=lambda p: p[1], default=None)
+        above = min((p for p in self.points if p[1] > whole_ms), key=lambda p: p[1], default=None)
+        near = min(self.points, key=lambda p: abs(p[1] - whole_ms))
+        other = (below if near is above else above) or min((p for p in self.points if p is not near), default=near,
+                                                           key=lambda p: abs(p[1] - whole_ms))  # fmt: skip
+        rows, whole = near[0] - other[0], near[1] - other[1]
+        slope = whole / rows if rows * whole > 0 else 1.0  # else noise is all there is between them
+        return near[0] + (whole_ms - near[1]) / slope
 
 
 class Planner:
@@ -115,14 +141,14 @@ class Planner:
 
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
-        overhead = start.latency_ms - sum(row[0].latency_ms for row in table.candidates.values())
+        line = Line([(sum(row[0].latency_ms for row in table.candidates.values()), start.latency_ms)])
         seen: set[tuple[Edit, ...]] = set()
         kept = {site: row[0] for site, row in table.candidates.items()}
         self.apart = {"memory": start.memory - self.foreseen(kept, table)["memory"]}
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
-            choice = self.pick(table, start, overhead, allowed)
+            choice = self.pick(table, start, line, allowed)
             edits = tuple(c.edit for c in choice.values() if c.edit)
             judged = None if edits in seen else self.bench.judge(edits, table.layout)
             if judged is None:
@@ -132,8 +158,8 @@ class Planner:
             if not outcome.edits and outcome.layout == layout_of(self.bench.given):
                 outcome = self.as_given(outcome)  # what its timing differs by is noise
             best = self.better(outcome, best)
-            overhead = outcome.latency_ms * start.original_ms / outcome.original_ms
-            overhead -= sum(c.latency_ms for c in choice.values()) + beyond(choice, table.apart).get("latency", 0.0)
+            rows = sum(c.latency_ms for c in choice.values()) + beyond(choice, table.apart).get("latency", 0.0)
+            line.points.append((rows, outcome.latency_ms * start.original_ms / outcome.original_ms))
             if allowed is not None and outcome.error > self.budget.limits["error"].value:
                 expected = sum(c.error**2 for c in choice.values()) ** 0.5
                 allowed = 0.95 * min(allowed, expected) * self.budget.limits["error"].value / outcome.error
@@ -150,13 +176,12 @@ class Planner:
                        latency_ms=start.original_ms, error=0.0, macs=self.now["macs"], params=self.now["params"],
                        memory=self.now["memory"])  # fmt: skip
 
-    def pick(self, table: Table, start: Outcome, overhead: float,
-             allowed: float | None) -> dict[str, Candidate]:  # fmt: skip
+    def pick(self, table: Table, start: Outcome, line: Line, allowed: float | None) -> dict[str, Candidate]:
         """One candidate a site within the limits; where none are, the cheapest."""
         limits = {}
         for name, limit in self.budget.limits.items():
             if name == "latency":
-                limits[name] = AIM * limit.amount(start.original_ms) - overhead
+                limits[name] = line.rows_for(AIM * limit.amount(start.original_ms))
             elif name != "error":
                 adds = "weight_bytes" if name == "memory" else name
                 fixed = self.base[adds] - sum(row[0].costs[adds] for row in table.candidates.values())

@@ -273,8 +273,8 @@ def _probed(site: Site, front: Sequence[Fitted], bench: Workbench, scene: _Scene
             table.note(site, proposal, verdict=why)
             continue
         table.note(site, proposal, error=error)
-        edit = Edit(site.name, proposal.rule, proposal.block, error, cost["latency"], proposal.absorbs,
-                    also=proposal.also)  # fmt: skip
+        own = None if proposal.also else cost["latency"]  # else with what it saves elsewhere
+        edit = Edit(site.name, proposal.rule, proposal.block, error, own, proposal.absorbs, also=proposal.also)
         candidates.append(Candidate(site.name, edit, cost, error))
     return candidates
 

@@ -1,0 +1,47 @@
+"""The choice is corrected by what whole networks measured, however that is related to the sum of their blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import FakeTarget
+from planned import DATA, IMAGE, network
+from torch import nn
+
+from reconv.planning.make import plan
+from reconv.planning.planner import Line
+
+
+@pytest.mark.parametrize(
+    "points, whole, rows",
+    [
+        ([(8, 10)], 5, 3),  # the rest stays
+        ([(8, 10)], 12, 10),
+        ([(8, 10), (2, 1)], 4, 4),  # between two
+        ([(8, 10), (2, 1)], 0.4, 1.6),  # beyond both
+        ([(8, 10), (2, 1), (4, 4)], 2, 8 / 3),  # between the nearest two
+        ([(8, 10), (4, 4), (6, 7)], 13, 10),
+        ([(8, 10), (7, 11)], 9, 7),  # noise: more measured faster
+        ([(8, 10), (8, 11)], 9, 7),
+        ([(8, 10), (8, 10)], 9, 7),
+    ],
+)
+def test_the_sum_of_rows_at_which_a_network_takes_so_long(points, whole, rows):
+    assert Line(list(points)).rows_for(whole) == pytest.approx(rows)
+
+
+class Crowded(FakeTarget):
+    """Whole networks are interrupted more than single blocks, as on a machine with other work."""
+
+    def _latency_ms(self, model: nn.Module, inputs: tuple[Any, ...]) -> float:
+        several = sum(isinstance(m, nn.Linear) for m in model.modules())
+        return super()._latency_ms(model, inputs) * (3 if several else 1)
+
+
+@pytest.mark.parametrize("budget", [0.8, 0.6, 0.45])
+def test_a_machine_that_is_crowded_does_not_ruin_a_network(budget):
+    made = plan(network(), IMAGE, f"latency={budget}", DATA, Crowded())
+    calm = plan(network(), IMAGE, f"latency={budget}", DATA, FakeTarget())
+    assert made.met
+    assert made.measured.error <= 2.5 * calm.measured.error
