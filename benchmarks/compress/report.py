@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .networks import NETWORKS
 from .picture import svg
 
 RESULTS, DOCS = Path(__file__).with_name("results"), Path(__file__).parents[2] / "docs"
@@ -91,10 +92,11 @@ def write(results: Sequence[Mapping[str, Any]], docs: Path = DOCS) -> None:
 
 def short(results: Sequence[Mapping[str, Any]]) -> str:
     """What was to be shown: points lost by reconv and by the best peer at each latency, and where a peer wins."""
-    rows, lost = [], []
+    rows, lost, open_ones = [], [], [name for name in NETWORKS if name not in {r["network"] for r in results}]
     for result in results:
         for target, engine in ENGINES.items():
             ours, theirs = sides(points(result, target))
+            open_ones += [] if any("exact" not in p.setting for p in ours) else [f"{result['network']} on {engine}"]
             cells = [f"{loss(within(ours, ratio))} / {loss(within(theirs, ratio))}" for ratio in RATIOS]
             rows.append([result["network"], engine, *cells])
             lost += [f"- {result['network']}, {engine}: {told(peer)} beats {told(mine)}.\n"
@@ -102,7 +104,8 @@ def short(results: Sequence[Mapping[str, Any]]) -> str:
     heads = ["network", "engine", *(f"at {ratio:g}" for ratio in RATIOS)]
     beaten = "".join(lost) or "- nowhere.\n"
     loaded = LOADED if any(result["machine"]["clock"] == "processor" for result in results) else ""
-    return f"{loaded}{table(heads, rows)}\nWhere a peer is both faster and more accurate:\n\n{beaten}"
+    rest = f"- Still to be compared: {', '.join(open_ones)}.\n" if open_ones else ""
+    return f"{loaded}{table(heads, rows)}\nWhere a peer is both faster and more accurate:\n\n{beaten}{rest}"
 
 
 def section(result: Mapping[str, Any]) -> str:
