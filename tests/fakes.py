@@ -35,7 +35,7 @@ class FakeTarget:
     seen: list[int] = field(default_factory=list, repr=False, compare=False)
 
     def fingerprint(self) -> str:
-        return repr(self)
+        return f"{self!r} {self.refuses and self.refuses.__qualname__}"
 
     def measure(self, jobs: Sequence[tuple[nn.Module, tuple[Any, ...]]], seconds: float,
                 burst: int = 1) -> list[Timing]:  # fmt: skip
