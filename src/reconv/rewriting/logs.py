@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,25 @@ def logger(folder: Path | None, kind: str = "json") -> Log | None:
 
 
 def _board(folder: Path) -> Any:
+    """Writes at once: SummaryWriter would leave it to a thread, which an end of the process may cut short."""
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import event_file_writer
     except ImportError as error:
         raise conv_error("log", "tensorboardX must be installed", got={"log": repr(BOARD)},
                          do="pip install 'reconv[tensorboard]', or log json only.",
                          also=ImportError) from error  # fmt: skip
-    return SummaryWriter(str(folder / BOARD))
+    (folder / BOARD).mkdir(parents=True, exist_ok=True)
+    return event_file_writer.EventsWriter(str(folder / BOARD / "events"))
 
 
 def _draw(board: Any, event: dict[str, Any]) -> None:
     """Each number over the epochs, the stages of a run apart."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
     stage = f"stage{event['stage']}/" if "stage" in event else ""
     for name, value in event.items():
         if isinstance(value, int | float) and name not in ("epoch", "stage", "gained"):
-            board.add_scalar(f"{stage}{name}", value, event["epoch"])
+            summary = scalar(f"{stage}{name}", value)
+            board.write_event(Event(wall_time=time.time(), step=event["epoch"], summary=summary))
     board.flush()
