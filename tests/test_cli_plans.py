@@ -60,7 +60,8 @@ def test_a_front_is_a_folder_of_plans_and_a_picture(here):
     assert 1 <= len(front) <= 3
     assert [Plan.load(path).measured.score for path in front] == [0.5] * len(front)
     assert Path("run/front/front.svg").read_text().startswith("<svg")
-    assert "<h2>The trade-off</h2>" in Path("run/report.html").read_text()
+    several = len(Plan.load("run/plan.json").front) > 1  # by the clock one network may beat all others
+    assert ("<h2>The trade-off</h2>" in Path("run/report.html").read_text()) == several
     assert "the budget macs=0.6 is" in shown.stderr
     reconv("plan", *JOB, "--front", 2, "-o", "deep/p.json")
     assert (here / "deep/p-front/1.json").is_file()

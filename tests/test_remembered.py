@@ -79,6 +79,15 @@ def test_another_job_is_measured_anew(other, probed):
     assert probed
 
 
+def test_a_network_whose_code_has_changed_is_another_job(probed, monkeypatch):
+    made()
+    probed.clear()
+    forward = torch.nn.Sequential.forward
+    monkeypatch.setattr(torch.nn.Sequential, "forward", lambda self, x: forward(self, 2 * x))
+    made()
+    assert probed
+
+
 @pytest.mark.parametrize("content", [b"{", b"[]"])
 def test_a_file_that_holds_nothing_is_no_loss(remembering, content, probed):
     first = made()

@@ -19,6 +19,7 @@ from reconv.planning.plan import Plan, Point
 from reconv.planning.planner import front_of
 from reconv.planning.wishes import Wish, Wishes
 from reconv.reporting.front import front_svg
+from reconv.reporting.page import page
 from reconv.rewriting.apply import apply
 from reconv.rewriting.job import rewrite
 from reconv.spec import parse
@@ -196,6 +197,7 @@ def test_the_trade_off_is_drawn():
     picture = front_svg(made)
     assert picture.count("class='ring'") == 1
     assert picture.count("<title>latency ×") == len({*made.front, made.measured})
+    assert "<h2>The trade-off</h2>" in page(None, None, made, {})
     scored = Plan(front=tuple(Point(r, r, 1 - r, 1, 1, 1, 2, score=r) for r in (0.2, 0.5)))
     assert front_svg(scored).count("<title>latency ×") == 4
     assert "1 layer changed" not in front_svg(scored)

@@ -24,7 +24,7 @@ from reconv.targets import get_target
 
 RUNS = Path("runs")
 RESUMED_AS_BEGUN = ("input", "data", "mean", "std", "budget", "target", "rules", "sites", "holdout", "epochs", "seed",
-                    "stages", "precision", "ema")  # fmt: skip
+                    "stages", "precision", "ema", "plan", "wishes")  # fmt: skip
 
 
 def check_job(budget: str | None, rules: str, target: str, sites: str, free: bool = False) -> dict[str, Any]:

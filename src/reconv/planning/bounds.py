@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import assert_never
 
 import torch
 
 from reconv.benching.roofline import Machine, measured
-from reconv.spec import Block, Branches, Chain, ConvSpec, macs, output_shape, params
+from reconv.spec import (
+    Activation,
+    BatchNorm,
+    Block,
+    Branches,
+    Chain,
+    ConvSpec,
+    Deform,
+    Gate,
+    Permute,
+    PixelShuffle,
+    Shuffle,
+    macs,
+    output_shape,
+    params,
+)
 from reconv.spec.geometry import axis_length
 from reconv.targets import Target
 
@@ -52,8 +68,10 @@ def _least_macs(block: Block, shape: tuple[int, ...]) -> float:
             return total
         case Branches():
             return sum(_least_macs(part, shape) for part in block.blocks)
-        case _:
+        case Deform() | Gate() | Shuffle() | Permute() | PixelShuffle() | Activation() | BatchNorm():
             return 0.0
+        case _:
+            assert_never(block)
 
 
 def _inside(spec: ConvSpec, lengths: tuple[int, ...]) -> float:

@@ -10,7 +10,7 @@ from reconv.errors import ConvError, conv_error
 from reconv.planning.plan import Edit, Plan
 from reconv.planning.wholes import within
 from reconv.ruleset import RULES, Rule
-from reconv.spec import ConvSpec, output_shape
+from reconv.spec import ConvSpec
 from reconv.surgery import Site
 
 MISSING = "missing"
@@ -62,7 +62,7 @@ def differing(plan: Plan, model: nn.Module) -> dict[str, str]:
 def _stands_in(edit: Edit, site: Site) -> bool:
     """Whether the block gives maps of the shapes that the convolution gives."""
     try:
-        return all(output_shape(edit.block, call.input_shape) == call.output_shape for call in site.calls)
+        return all(call.shape_by(edit.block) == call.output_shape for call in site.calls)
     except ConvError:
         return False
 

@@ -89,10 +89,9 @@ def plan(
         count = OperatorCount()
         network = find_sites(wholes.model, inputs, observers=[count])
     meant = _meant(network, sites, wholes)
-    job = job_key(model, inputs, calibration, data is not None, found, engine, [site.name for site in meant],
-                  (wished, pinned, wholes.edits))  # fmt: skip
     bench = Workbench(model, inputs, meant, found, engine, calibration, data is not None, wholes, network.sites,
-                      network.calls, Remembered(job))  # fmt: skip
+                      network.calls)  # fmt: skip
+    bench.remembered = Remembered(job_key(bench, (wished, pinned, wholes.edits)))
     check_runs(engine, bench.given, inputs)
     base = spent_as_found(wholes.model, count) if wholes.edits else own
     now = own | {"memory": state_bytes(model) + peak_of(clone(bench.given), inputs).most}

@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from reconv.data import Batch
 from reconv.ruleset import Rule
-from reconv.targets import Target
+from reconv.surgery.fingerprint import update
 from reconv.targets.cache import cache_folder
+
+if TYPE_CHECKING:
+    from reconv.planning.workbench import Workbench
 
 HOME = Path(__file__).parents[1]
 ENABLED = True
@@ -62,26 +65,23 @@ class Remembered:
                 part.unlink(missing_ok=True)
 
 
-def job_key(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    calibration: Iterable[Batch],
-    fitted: bool,
-    rules: Sequence[Rule],
-    engine: Target,
-    sites: Iterable[str],
-    others: object,
-) -> str | None:
-    """What tells jobs apart; None where nothing is to be remembered."""
+def job_key(bench: Workbench, others: object) -> str | None:
+    """What tells jobs apart; None where nothing is to be remembered.
+
+    What the network answers is part of it: its code may have changed, where its modules have not.
+    """
     if not ENABLED:
         return None
     seen = hashlib.sha256(_code().encode())
-    for part in (engine.fingerprint(), fitted, [_rule(rule) for rule in rules], list(sites), others):
+    rules = [_rule(rule) for rule in bench.rules]
+    for part in (bench.engine.fingerprint(), bench.restat, rules, list(bench.sites), str(bench.given), others):
         seen.update(repr(part).encode())
-    seen.update(repr([(name, str(module)) for name, module in model.named_modules()]).encode())
-    tensors = [*model.state_dict().values(), *inputs, *(x for batch in calibration for x in batch.inputs)]
-    for value in tensors:
-        seen.update(_bytes(value))
+    given = [bench.inputs, *(batch.inputs for batch in bench.probe.batches), bench.probe.outputs]
+    for value in (*bench.given.state_dict().values(), *tree_leaves(given)):
+        if isinstance(value, Tensor):
+            update(seen, value)
+        else:
+            seen.update(repr(value).encode())
     return seen.hexdigest()[:24]
 
 
@@ -91,13 +91,6 @@ def _rule(rule: Rule) -> object:
     file = getattr(sys.modules.get(type(rule).__module__), "__file__", None)
     changed = Path(file).stat().st_mtime_ns if file and Path(file).is_file() else None
     return rule.name, type(rule).__qualname__, sorted(vars(rule).items()) if hasattr(rule, "__dict__") else (), changed
-
-
-def _bytes(value: object) -> bytes | memoryview:
-    if not isinstance(value, Tensor):
-        return repr(value).encode()
-    flat = value.detach().cpu().contiguous().reshape(-1)
-    return f"{value.dtype} {list(value.shape)}".encode() + flat.view(torch.uint8).numpy().tobytes()
 
 
 def _code() -> str:

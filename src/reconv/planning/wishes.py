@@ -11,7 +11,7 @@ from reconv.errors import ConvError, conv_error
 from reconv.ruleset import RULES, Rule, rule_named
 from reconv.ruleset.responses import Responses
 from reconv.ruleset.rule import Proposal, Weights
-from reconv.spec import Block, output_shape, parse
+from reconv.spec import Block, parse
 from reconv.surgery import Site
 from reconv.surgery.kin import Also
 from reconv.surgery.sites import chosen
@@ -200,16 +200,14 @@ def required(sites: Sequence[Site], rules: Sequence[Rule], wishes: Wishes, pinne
 def _check_fits(site: Site, rule: str, block: Block) -> None:
     """Raises ConvError (a ValueError) unless the block takes and gives what the site does."""
     call = site.calls[0]
-    axis = len(call.input_shape) - 1 - call.spec.spatial_dims
-    batched = [(1,) * (1 - axis) + shape for shape in (call.input_shape, call.output_shape)]
-    got: dict[str, object] = {"site": site.name, "rule": rule}
     try:
-        gives: object = output_shape(block, batched[0])
+        gives: object = call.shape_by(block)
     except ConvError as error:
         gives = repr(str(error))
-    if gives != batched[1]:
-        raise conv_error("plan", "a forced block must give what the site gives", got={**got, "gives": gives},
-                         do=f"Of {batched[0]} the site makes {batched[1]}.", also=ValueError, spec=block)  # fmt: skip
+    if gives != call.output_shape:
+        raise conv_error("plan", "a forced block must give what the site gives",
+                         got={"site": site.name, "rule": rule, "gives": gives}, also=ValueError, spec=block,
+                         do=f"Of {call.input_shape} the site makes {call.output_shape}.")  # fmt: skip
 
 
 def _beside(proposal: Proposal) -> tuple[str, ...]:

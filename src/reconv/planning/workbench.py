@@ -82,8 +82,8 @@ class Workbench:
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...], sites: Sequence[Site], rules: Sequence[Rule],
                  engine: Target, calibration: Sequence[Batch], restat: bool,
-                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (), calls: Sequence[ConvCall] = (),
-                 remembered: Remembered | None = None) -> None:  # fmt: skip
+                 wholes: Wholes | None = None, everywhere: Sequence[Site] = (),
+                 calls: Sequence[ConvCall] = ()) -> None:  # fmt: skip
         self.given = clone(model).eval()
         self.wholes = wholes or Wholes(self.given)
         self.original = self.wholes.model  # what is edited
@@ -96,7 +96,7 @@ class Workbench:
         self.exports = bool(getattr(engine, "exports", False))  # what runs is no longer PyTorch's
         exact = [rule for rule in rules if rule.group == "exact"]
         self.exact_rules = [rule for rule in exact if not (self.exports and getattr(rule, "eager", False))]
-        self.cache, self.remembered = LatencyCache(), remembered or Remembered(None)
+        self.cache, self.remembered = LatencyCache(), Remembered(None)
         self.probe = Probe(self.given, calibration)
         self.scout = Probe(self.given, first(calibration, SCOUTED))
         self.responses = Gathered(self.original, calibration, sites) if restat else None

@@ -22,7 +22,7 @@ from reconv.reporting.front import front_svg
 from reconv.reporting.page import page
 from reconv.rewriting.references import build_model, build_trusted
 from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
-from reconv.surgery.fingerprint import structure_hash
+from reconv.surgery.fingerprint import structure_hash, update
 
 FORMAT = 1
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
@@ -145,9 +145,8 @@ def weights_hash(model: nn.Module) -> str:
     seen = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, torch.Tensor):
-            flat = tensor.detach().cpu().contiguous().reshape(-1)
-            seen.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-            seen.update(flat.view(torch.uint8).numpy().data)
+            seen.update(f"{name} ".encode())
+            update(seen, tensor)
     return seen.hexdigest()[:16]
 
 

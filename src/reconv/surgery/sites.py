@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reconv.errors import conv_error
-from reconv.spec import Block, ConvSpec, macs
+from reconv.spec import Block, ConvSpec, macs, output_shape
 
 if TYPE_CHECKING:
     from reconv.surgery.surroundings import Surroundings
@@ -39,6 +39,11 @@ class ConvCall:
     @property
     def output_bytes(self) -> int:
         return prod(self.output_shape) * self.dtype.itemsize
+
+    def shape_by(self, block: Block) -> tuple[int, ...]:
+        """The shape of the output, had this block run; raises ConvError where it cannot take the input."""
+        batch = (1,) * (self.spec.spatial_dims + 2 - len(self.input_shape))  # where there is none
+        return output_shape(block, batch + self.input_shape)[len(batch) :]
 
 
 @dataclass(frozen=True)

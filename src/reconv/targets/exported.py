@@ -97,7 +97,10 @@ def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
 def _state(model: torch.nn.Module, inputs: tuple[Any, ...]) -> object:
     """What an export depends on, as far as can be seen: the modules, their tensors and the versions of these."""
     held = [(name, id(module)) for name, module in model.named_modules()]
-    tensors = [(t.data_ptr(), t._version, t.shape) for t in (*model.parameters(), *model.buffers())]
+    tensors = [
+        (t.data_ptr(), None if t.is_inference() else t._version, t.shape)
+        for t in (*model.parameters(), *model.buffers())
+    ]
     return held, tensors, [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs]
 
 
