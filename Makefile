@@ -6,7 +6,7 @@ PINS   := -c requirements/dev.txt
 # two processes with one thread each: two threads in one process wait for each other more than they compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
-.PHONY: help setup demo test sanitize lint format coverage
+.PHONY: help setup demo test sanitize lint docs format coverage
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make setup     all that development needs, in .venv'
 	@echo 'make sanitize  the kernels, every access checked'
 	@echo 'make lint      ruff, mypy, import-linter'
+	@echo 'make docs      the book, in build/site'
 	@echo 'make format    let ruff rewrite the code'
 	@echo 'make coverage  every test, with the lines that none reached'
 
@@ -23,7 +24,7 @@ setup: .venv/.ready
 demo: .venv/.package
 	$(BIN)/reconv demo
 
-test: lint sanitize
+test: lint docs sanitize
 	$(PYTEST)
 
 # the case table of the kernels with every access and every operation checked
@@ -39,6 +40,10 @@ lint: .venv/.ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# what it cannot compute, a link to nowhere, or anything that a page would fetch from elsewhere is an error
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: .venv/.ready
 	$(BIN)/ruff check --fix
@@ -62,6 +67,6 @@ coverage: .venv/.ready
 	@touch $@
 
 .venv/.ready: .venv/.package
-	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,dev]'
+	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,dev,docs]'
 	$(PIP) --no-deps -r requirements/nets.txt
 	@touch $@

@@ -1,0 +1,223 @@
+"""What the pages of the book leave to be computed: numbers, tables and pictures. docs/hooks.py calls it at each build.
+
+    {{ params("ic16oc32k3x3nb") }}                     a number in a sentence, by the functions of `NUMBERS`
+    ![words](draw:ic4oc8k3x3p1?input=7x7&animate)      a picture, on a line of its own, by reconv.draw
+
+A fence ```shapes has lines LABEL: BLOCK @ INPUT and becomes a table of shapes, weights and multiply-accumulates; a fence
+```measured has lines LABEL: PROBLEM and becomes one of the milliseconds in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import reconv
+from reconv import spec
+from reconv.drawing import blocks
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "avx512.json"
+ENGINES = {"torch": "PyTorch", "reconv": "reconv", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+NUMBER, PICTURE = re.compile(r"\{\{ (.+?) \}\}"), re.compile(r"^!\[(.+)\]\(draw:([^?]+)(?:\?(\S*))?\)$", re.MULTILINE)
+TABLE = re.compile(r"^```(shapes|measured)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+WORDS = {
+    "en": {
+        "shapes": ("", "block", "input", "kernel", "output", "weights", "MACs"),
+        "measured": ("", "problem", "MACs"),
+        "speed": "PyTorch, MACs a µs",
+        "how": "Milliseconds on one thread, each engine in the memory format in which it is faster ({cpu}, torch {torch}). "
+               "To measure them again: `reconv bench \"{problem}\" --engines torch,reconv,onnxruntime,openvino`.",
+    },
+    "zh": {
+        "shapes": ("", "块", "输入", "卷积核", "输出", "权重数", "MAC 数"),
+        "measured": ("", "问题", "MAC 数"),
+        "speed": "PyTorch，每 µs 的 MAC 数",
+        "how": "单线程毫秒数，每个引擎取它较快的内存格式（{cpu}，torch {torch}）。"
+               "重新测量：`reconv bench \"{problem}\" --engines torch,reconv,onnxruntime,openvino`。",
+    },
+}  # fmt: skip
+
+
+# -- pages --------------------------------------------------------------------------------------------------
+def expanded(text: str, language: str, picture: Callable[[str], str]) -> str:
+    """The Markdown of a page with all that it leaves to be computed; `picture` takes an SVG and gives its place."""
+    text = TABLE.sub(lambda found: {"shapes": shapes, "measured": measured}[found[1]](found[2], language), text)
+    text = PICTURE.sub(lambda found: picture(drawn(found[1], found[2], found[3] or "")), text)
+    return NUMBER.sub(lambda found: said(eval(found[1], {"__builtins__": {}}, NUMBERS)), text)
+
+
+def said(value: float | str) -> str:
+    """A number as it stands in a sentence: whole ones with commas, others with three digits."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{float(f'{value:.3g}'):,g}"
+
+
+# -- numbers ------------------------------------------------------------------------------------------------
+def params(text: str) -> int:
+    """Weights and biases of a block."""
+    return spec.params(spec.parse(text))
+
+
+def macs(text: str, shape: str) -> int:
+    """Multiply-accumulates of a block on an input such as 1x16x28x28."""
+    return spec.macs(spec.parse(text), sizes(shape))
+
+
+def field(text: str) -> int:
+    """Positions along the first axis that one output depends on."""
+    return spec.receptive_field(spec.parse(text))[0]
+
+
+def output(text: str, shape: str) -> str:
+    return times(spec.output_shape(spec.parse(text), sizes(shape)))
+
+
+def ms(problem: str, engine: str = "torch", threads: int = 1) -> float:
+    """Measured milliseconds, in the memory format in which the engine is faster."""
+    found = best(problem, engine, threads)
+    if found is None:
+        raise KeyError(f"{engine} was not measured on {problem}")
+    return found
+
+
+def speed(problem: str, engine: str = "torch", threads: int = 1) -> float:
+    """Multiply-accumulates a microsecond."""
+    return results()[problem, threads]["macs"] / 1e3 / ms(problem, engine, threads)
+
+
+NUMBERS = {"params": params, "macs": macs, "field": field, "output": output, "ms": ms, "speed": speed, "round": round}
+
+
+@cache
+def results() -> dict[tuple[str, int], Any]:
+    held = json.loads(RESULTS.read_text(encoding="utf-8"))["results"]
+    return {(result["problem"], result["threads"]): result for result in held}
+
+
+@cache
+def machine() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["machine"]
+
+
+def best(problem: str, engine: str, threads: int = 1) -> float | None:
+    if (problem, threads) not in results():
+        raise KeyError(f"no such line in {RESULTS.name}: {problem}, threads {threads}")
+    engines = results()[problem, threads]["engines"]
+    found = [timed.get("ms") for name, timed in engines.items() if name.split()[0] == engine]
+    return min((value for value in found if value), default=None)
+
+
+# -- tables -------------------------------------------------------------------------------------------------
+def shapes(lines: str, language: str) -> str:
+    """A row for each convolution of each block, and what the whole of it costs."""
+    rows = []
+    for label, rest in labelled(lines):
+        text, _, shape = rest.partition(" @ ")
+        table = spec.describe(spec.parse(text), sizes(shape))
+        kernels = ", ".join(times(weight) for part in table for weight in part.weight_shapes)
+        rows.append([label, f"`{text}`", times(table.input_shape), kernels, times(table.output_shape),
+                     f"{table.params:,}", f"{table.macs:,}"])  # fmt: skip
+    return grid(WORDS[language]["shapes"], rows)
+
+
+def measured(lines: str, language: str) -> str:
+    """A row for each problem, a column for each engine."""
+    words, rows = WORDS[language], []
+    for label, problem in labelled(lines):
+        timed = {engine: best(problem, engine) for engine in ENGINES}
+        rows.append([label, f"`{problem}`", f"{results()[problem, 1]['macs']:,}",
+                     *("–" if value is None else f"{value:.3g}" for value in timed.values()),
+                     f"{speed(problem):,.0f}"])  # fmt: skip
+    how = words["how"].format(cpu=machine()["cpu"], torch=machine()["torch"], problem=labelled(lines)[0][1])
+    return grid([*words["measured"], *ENGINES.values(), words["speed"]], rows) + f"\n{how}\n"
+
+
+def labelled(lines: str) -> list[tuple[str, str]]:
+    return [(label, rest.strip()) for label, _, rest in (line.partition(": ") for line in lines.strip().splitlines())]
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n" for row in cells)
+
+
+def sizes(shape: str) -> tuple[int, ...]:
+    return tuple(map(int, shape.split("x")))
+
+
+def times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+# -- pictures -----------------------------------------------------------------------------------------------
+def drawn(alt: str, text: str, options: str) -> str:
+    """The SVG of a block; options are those of reconv.draw: input=7x7, at=2x3, numbers, animate."""
+    given: dict[str, Any] = {}
+    for option in filter(None, options.split("&")):
+        name, _, value = option.partition("=")
+        given[{"input": "input_size"}.get(name, name)] = sizes(value) if value else True
+    if hasattr(reconv, "draw"):
+        return relabelled(reconv.draw(text, **given), alt)
+    block = spec.parse(text)  # until there is reconv.draw
+    channels = spec.in_channels(block) or 16
+    dims = next(spec.convs(block)).spatial_dims
+    return blocks.svg([("", block, (1, channels, *given.get("input_size", (28,) * dims)))], alt)
+
+
+def relabelled(svg: str, alt: str) -> str:
+    """The picture with the page's own words for those who hear it."""
+    quoted = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    head, tag, rest = svg.partition(">")
+    head = re.sub(r'\s+(role|aria-label)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{quoted}"{tag}{rest}'
+
+
+def themed(svg: str, name: str) -> str:
+    """The picture for a page: its styles and names are its own, and dark where the page is."""
+    svg = re.sub(r"<\?xml.*?\?>\s*", "", svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
+    return re.sub(r"<style>(.*?)</style>", lambda found: f"<style>{styled(found[1], name)}</style>", svg, flags=re.DOTALL)
+
+
+def styled(css: str, name: str) -> str:
+    """Rules bound to #name; those for a dark screen hold where Material's scheme is the dark one."""
+    dark, moves, kept = [], [], []
+    for head, body in rules_of(css):
+        if head == "@media (prefers-color-scheme: dark)":
+            dark.append(body)
+        elif head.startswith("@keyframes"):
+            moves.append(f"@keyframes {name}-{head.split()[1]} {{{body}}}")
+        else:
+            kept.append(f"{head} {{{body}}}")
+    named = "\n".join(kept)
+    for move in moves:  # names of animations are the page's, so each picture has its own
+        short = move.split()[1].removeprefix(f"{name}-")
+        named = re.sub(rf"(animation[^;}}]*?)\b{re.escape(short)}\b", rf"\1{name}-{short}", named)
+    parts = [*moves, f"#{name} {{ {named} }}"]
+    return "\n".join([*parts, *(f'[data-md-color-scheme="slate"] #{name} {{ {body} }}' for body in dark)])
+
+
+def rules_of(css: str) -> list[tuple[str, str]]:
+    """(head, body) of each outermost rule."""
+    found, depth, head, body = [], 0, "", ""
+    for mark in css:
+        if mark == "}":
+            depth -= 1
+            if not depth:
+                found.append((" ".join(head.split()), body.strip()))
+                head = body = ""
+                continue
+        if depth:
+            body += mark
+        elif mark != "{":
+            head += mark
+        depth += mark == "{"
+    return found
+

@@ -1,0 +1,47 @@
+"""For mkdocstrings: the sections of a docstring (Args, Returns, Raises, Source, Example) as Markdown."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import griffe
+
+SECTION = re.compile(r"^(Args|Returns|Raises|Source|Example|Gives|Yields):[ \t]*", re.MULTILINE)
+
+
+class Sections(griffe.Extension):
+    """A bold name, then what stands there: prose as a list of lines, an example as code."""
+
+    def on_instance(self, *, obj: Any, **_: Any) -> None:
+        if not obj.is_alias and obj.docstring:
+            obj.docstring.value = markdown(obj.docstring.value)
+
+
+def markdown(text: str) -> str:
+    first, *rest = SECTION.split(inspect.cleandoc(text))
+    parts = [lawful(first.strip())]
+    for name, body in zip(rest[::2], rest[1::2], strict=True):
+        lines = [line.strip() for line in body.strip().splitlines()]
+        if ">>>" in body:
+            parts.append(f"**{name}**\n\n```python\n{inspect.cleandoc(body)}\n```")
+        else:
+            parts.append(f"**{name}**\n\n" + "\n".join(items(lines)))
+    return "\n\n".join(parts)
+
+
+def lawful(text: str) -> str:
+    """Indented formulas as plain text, with nothing to highlight."""
+    return re.sub(r"(?:^    .*\n?)+", lambda m: "```text\n" + inspect.cleandoc(m[0]) + "\n```\n", text, flags=re.MULTILINE)
+
+
+def items(lines: list[str]) -> list[str]:
+    """`name: what` begins an item, other lines go on with the last."""
+    found: list[str] = []
+    for line in lines:
+        if re.match(r"[\w, .*…]+: ", line) or not found:
+            found.append(re.sub(r"^([\w, .*…]+):", r"- `\1`:", line) if re.match(r"[\w, .*…]+: ", line) else f"- {line}")
+        else:
+            found[-1] += f" {line}"
+    return found

@@ -1,0 +1,51 @@
+"""MkDocs calls this at each build: pages are given their numbers, tables and pictures, and nothing is fetched."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import book
+
+PICTURES: dict[str, str] = {}  # a place in a page: what stands there
+OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+((?:examples|README|CONTRIBUTING|CHANGELOG|benchmarks|src|tests)[^)]*)\)")
+LOADED = re.compile(r'<(?:script|img|iframe|source)[^>]*\ssrc="(?:https?:)?//|<link[^>]*rel="(?:stylesheet|preconnect)"'
+                    r'[^>]*href="(?:https?:)?//|@import url\(|@font-face[^}]*https?://')  # fmt: skip
+FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    language = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    stem = re.sub(r"\W", "-", page.file.src_uri.removesuffix(".md"))
+
+    def place(svg: str) -> str:
+        name = f"drawn-{stem}-{len(PICTURES)}"
+        PICTURES[name] = book.themed(svg, name)
+        return f'<figure class="drawn" id="{name}"></figure>'
+
+    try:
+        text = book.expanded(markdown, language, place)
+    except Exception as error:
+        raise PluginError(f"{page.file.src_uri}: {type(error).__name__}: {error}") from error
+    return "".join(part if part.startswith("```") else linked(part) for part in FENCE.split(text))
+
+
+def linked(text: str) -> str:
+    """Papers by their number at arXiv; files of the repository that are no pages by their names."""
+    text = re.sub(r"(?<![\[/])arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return OUTSIDE.sub(r"\1 (`\2`)", text)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    return re.sub(r'(<figure class="drawn" id="([^"]+)">)(</figure>)', lambda m: m[1] + PICTURES[m[2]] + m[3], html)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    if found := LOADED.search(output):
+        raise PluginError(f"{page.file.src_uri} would load something from elsewhere: {found[0]}")
+    return output

@@ -1,0 +1,176 @@
+"""The book: its code runs, its commands are parsed by the command line, its chapters are alike, and each has its twin."""
+
+import doctest
+import importlib.util
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import typer
+
+from reconv.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if p.parent.name != "rules" and "zh" not in p.parts)]
+KINDS, QUESTIONS = sorted((DOCS / "kinds").glob("*.md")), sorted((DOCS / "questions").glob("*.md"))
+TWINS = [(page, DOCS / "zh" / page.relative_to(DOCS)) for page in [*KINDS, *QUESTIONS]]
+PARTS = ["Formula", "Picture", "Worked numbers", "Shapes in 1D, 2D and 3D", "In reconv", "In PyTorch and TensorFlow",
+         "When it helps", "When it does not", "Measured", "Where it comes from"]  # fmt: skip
+FENCE = re.compile(r"^(?:```|<!-- )(\w*)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
+
+
+def _book() -> ModuleType:
+    found = importlib.util.spec_from_file_location("docs_book", DOCS / "book.py")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+BOOK = _book()
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+each_twin = pytest.mark.parametrize("page, twin", TWINS, ids=lambda p: str(p.relative_to(DOCS)))
+
+
+def _fences(page: Path, *languages: str) -> list[str]:
+    return [body for language, body in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def _prose(page: Path) -> str:
+    """Without code, and with what is computed at the build as it is written."""
+    return re.sub(r"^```.*?^```$|`[^`]*`|<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+# -- what stands there runs -----------------------------------------------------------------------------------
+@each_page
+def test_code_runs(page, tmp_path, monkeypatch):
+    """All code of a page in one namespace, in order; what a reader has already stands in a comment of the page."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names, failed = {}, []
+    for number, body in enumerate(_fences(page, "python")):
+        if ">>>" in body:
+            test = doctest.DocTestParser().get_doctest(body, names, f"{page.name} {number}", None, 0)
+            flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+            doctest.DocTestRunner(verbose=False, optionflags=flags).run(test, out=failed.append, clear_globs=False)
+            names |= test.globs
+        else:
+            exec(compile(body, f"{page.name} {number}", "exec"), names)
+    assert not failed, "".join(failed)
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """The words after `reconv` in each command of a page."""
+    found = []
+    for body in _fences(page, "sh", ""):
+        for line in body.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            places = [i for i, word in enumerate(words) if word == "reconv" and words[i - 1] in (words[0], "-m")]
+            found += [words[place + 1 :] for place in places if "=" not in line.split("reconv")[0]]
+    return found
+
+
+@each_page
+def test_commands_are_known(page):
+    """Each names a command, and flags that it has, with values that they take."""
+    group = typer.main.get_command(app)
+    for words in _commands(page):
+        if "…" in words[:1] or not words:
+            continue
+        command = group.commands[words[0]]
+        command.make_context(words[0], [word for word in words[1:] if word != "…"] + ["x"] * ("…" in words))
+
+
+# -- what stands there is computed ------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", [*KINDS, *QUESTIONS, *(twin for _, twin in TWINS)], ids=lambda p: str(p.relative_to(DOCS)))
+def test_is_expanded(page):
+    pictures = []
+    text = BOOK.expanded(page.read_text(encoding="utf-8"), "en", lambda svg: pictures.append(svg) or "")
+    assert "{{" not in text and "draw:" not in text
+    assert page.parent.name == "questions" or pictures
+    for svg in pictures:
+        assert re.search(r'aria-label="[^"]{12,}', svg)
+
+
+@pytest.mark.parametrize("text, said", [('params("ic16oc32k3x3nb")', "4,608"), ('params("ic16oc16k3x3g16nb")', "144"),
+                                        ('macs("ic16oc32k3x3p1nb", "1x16x28x28")', "3,612,672"), ("1 / 3", "0.333"),
+                                        ("123456.7", "123,000"), ('field("ic1oc1k3 -> ic1oc1k3")', "5")])  # fmt: skip
+def test_numbers(text, said):
+    assert BOOK.expanded(f"a {{{{ {text} }}}} b", "en", str) == f"a {said} b"
+
+
+def test_a_figure_that_was_not_measured_is_an_error():
+    for text in ("ic1oc1k99 1x1x99", "ic32oc32k3x3p1g32 1x32x112x112"):
+        with pytest.raises(KeyError):
+            BOOK.ms(text, "elsewhere")
+
+
+def test_measured_tables_have_the_faster_memory_format():
+    problem = "ic768oc768k4p3g768 1x768x1024"
+    engines = BOOK.results()[problem, 1]["engines"]
+    least = min(timed["ms"] for name, timed in engines.items() if name.startswith("torch "))
+    assert f"| {least:.3g} |" in BOOK.measured(f"it: {problem}\n", "en") and least == BOOK.ms(problem)
+
+
+def test_styles_are_bound_to_their_picture():
+    css = ".a { fill: red } @keyframes go { to { x: 1px } } .b { animation: go 1s }"
+    css += " @media (prefers-color-scheme: dark) { .a { fill: blue } }"
+    styled = BOOK.styled(css, "p1")
+    assert styled.splitlines()[0].startswith("@keyframes p1-go")
+    assert "animation: p1-go 1s" in styled and "prefers" not in styled
+    assert '[data-md-color-scheme="slate"] #p1 { .a { fill: blue } }' in styled
+    assert styled.count("{") == styled.count("}")
+
+
+# -- chapters are alike -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", KINDS, ids=lambda p: p.stem)
+def test_kinds_have_the_same_parts(page):
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == PARTS
+    for part in ("```text\n", "](draw:", "```shapes\n", "```python\n", "```measured\n"):
+        assert part in text, part
+    assert re.search(r"\b(19|20)\d\d\b", text.split("## Where it comes from")[1])
+
+
+@pytest.mark.parametrize("page", QUESTIONS, ids=lambda p: p.stem)
+def test_questions_begin_with_their_answer(page):
+    parts = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert parts[0] == "In short" and parts[-1] == "Sources"
+
+
+def test_every_block_of_the_library_is_in_a_chapter():
+    texts = "\n".join(page.read_text(encoding="utf-8") for page in KINDS)
+    for name in ("Conv2d", "ConvTranspose2d", "DepthwiseConv2d", "PointwiseConv2d", "SeparableConv2d", "AsymmetricConv2d",
+                 "ShuffledGroupConv2d", "StackedConv2d", "MultiSizeConv2d", "SqueezeExcite2d", "DeformConv2d"):  # fmt: skip
+        assert f"reconv.nn.{name}(" in texts, name
+
+
+# -- in Chinese, too --------------------------------------------------------------------------------------------
+@each_twin
+def test_has_its_twin(page, twin):
+    """The same headings, code, pictures and numbers."""
+    kept = {path: path.read_text(encoding="utf-8") for path in (page, twin)}
+    levels = [re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M) for text in kept.values()]
+    assert levels[0] == levels[1]
+    for language in ("python", "sh", "text"):
+        assert _fences(page, language) == _fences(twin, language), language
+    tables = [[re.sub(r"^.*?: ", "", line) for body in _fences(path, "shapes", "measured") for line in body.splitlines()]
+              for path in kept]  # fmt: skip
+    assert tables[0] == tables[1]
+    pictures, computed = (
+        [re.findall(form, text) for text in kept.values()] for form in (r"\]\((draw:.*)\)$", r"\{\{ .+? \}\}")
+    )
+    assert pictures[0] == pictures[1]
+    assert Counter(computed[0]) == Counter(computed[1])
+    numbers = [Counter(re.findall(r"\d[\d.,]*\d|\d", re.sub(r"\{\{.*?\}\}|draw:.*", "", _prose(path)))) for path in kept]
+    assert numbers[0] == numbers[1]
+
+
+def test_every_chinese_page_is_a_twin():
+    assert {path.relative_to(DOCS / "zh") for path in (DOCS / "zh").rglob("*.md")} - {Path("index.md")} == {
+        page.relative_to(DOCS) for page, _ in TWINS
+    }
