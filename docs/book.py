@@ -92,7 +92,26 @@ def speed(problem: str, engine: str = "torch", threads: int = 1) -> float:
     return results()[problem, threads]["macs"] / 1e3 / ms(problem, engine, threads)
 
 
-NUMBERS = {"params": params, "macs": macs, "field": field, "output": output, "ms": ms, "speed": speed, "round": round}
+def copy_ms(size: int, threads: int = 1) -> float:
+    """Milliseconds that a copy of so many bytes takes on the machine of the results; writing them back is counted."""
+    limit = next(limit for limit in machine()["limits"] if limit["threads"] == threads)
+    nearest = min(limit["bytes_per_s"].items(), key=lambda known: abs(int(known[0]) - size))
+    return 1e3 * size / nearest[1]
+
+
+def cell(page: str, row: str, column: str) -> str:
+    """What the first table of a page that has this row and column says there."""
+    heads: list[str] = []
+    for line in (Path(__file__).parent / page).read_text(encoding="utf-8").splitlines():
+        cells = [part.strip() for part in line.strip("|").split("|")]
+        heads = [] if not line.startswith("|") else heads or cells
+        if column in heads and cells[0] == row:
+            return cells[heads.index(column)]
+    raise KeyError(f"{page} has no row {row} with a column {column}")
+
+
+NUMBERS = {"cell": cell, "copy_ms": copy_ms, "float": float, "params": params, "macs": macs, "field": field,
+           "output": output, "ms": ms, "speed": speed}  # fmt: skip
 
 
 @cache
