@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from typing import Any
 
 import griffe
@@ -14,9 +15,26 @@ SECTION = re.compile(r"^(Args|Returns|Raises|Source|Example|Gives|Yields):[ \t]*
 class Sections(griffe.Extension):
     """A bold name, then what stands there: prose as a list of lines, an example as code."""
 
-    def on_instance(self, *, obj: Any, **_: Any) -> None:
-        if not obj.is_alias and obj.docstring:
-            obj.docstring.value = markdown(obj.docstring.value)
+    def on_instance(self, *, node: Any, obj: Any, **_: Any) -> None:
+        if obj.is_alias or not isinstance(node, griffe.ObjectNode) or obj.is_module:
+            return
+        text = inspect.getdoc(node.obj) or ""  # a layer has that of the class for all dimensions
+        if obj.is_class and text:
+            text = f"{called(obj.name, node.obj)}\n\n{markdown(text)}"
+        elif text:
+            text = markdown(text)
+        obj.docstring = griffe.Docstring(text, parent=obj) if text else None
+
+
+def called(name: str, made: type) -> str:
+    """How an object of this class is made, without the types."""
+    try:
+        signature = inspect.signature(made)
+    except (TypeError, ValueError):
+        return ""
+    given = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    text = f"{name}{signature.replace(parameters=given, return_annotation=signature.empty)}"
+    return "```python\n" + textwrap.fill(text, 88, subsequent_indent="    ") + "\n```"
 
 
 def markdown(text: str) -> str:
