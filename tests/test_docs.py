@@ -173,6 +173,5 @@ def test_has_its_twin(page, twin):
 
 
 def test_every_chinese_page_is_a_twin():
-    assert {path.relative_to(DOCS / "zh") for path in (DOCS / "zh").rglob("*.md")} - {Path("index.md")} == {
-        page.relative_to(DOCS) for page, _ in TWINS
-    }
+    pages = {path.relative_to(DOCS / "zh") for path in (DOCS / "zh").rglob("*.md")}
+    assert pages == {page.relative_to(DOCS) for page, _ in TWINS} | {Path("index.md")}
