@@ -3,8 +3,8 @@
     {{ params("ic16oc32k3x3nb") }}                     a number in a sentence, by the functions of `NUMBERS`
     ![words](draw:ic4oc8k3x3p1?input=7x7&animate)      a picture, on a line of its own, by reconv.draw
 
-A fence ```shapes has lines LABEL: BLOCK @ INPUT and becomes a table of shapes, weights and multiply-accumulates; a fence
-```measured has lines LABEL: PROBLEM and becomes one of the milliseconds in benchmarks/results.
+A fence ```shapes has lines LABEL: BLOCK @ INPUT and becomes a table of shapes, weights and multiply-accumulates; a
+fence ```measured has lines LABEL: PROBLEM and becomes one of the milliseconds in benchmarks/results.
 """
 
 from __future__ import annotations
@@ -23,23 +23,24 @@ from reconv.drawing import blocks
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "avx512.json"
 ENGINES = {"torch": "PyTorch", "reconv": "reconv", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-NUMBER, PICTURE = re.compile(r"\{\{ (.+?) \}\}"), re.compile(r"^!\[(.+)\]\(draw:([^?]+)(?:\?(\S*))?\)$", re.MULTILINE)
+NUMBER, PICTURE = re.compile(r"\{\{ (.+?) \}\}"), re.compile(r"^!\[(.*)\]\(draw:([^?]+)(?:\?(\S*))?\)$", re.MULTILINE)
 TABLE = re.compile(r"^```(shapes|measured)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 WORDS = {
     "en": {
-        "shapes": ("", "block", "input", "kernel", "output", "weights", "MACs"),
-        "measured": ("", "problem", "MACs"),
+        "shapes": ("", "input", "kernel", "output", "weights", "MACs"),
+        "measured": ("", "MACs"),
         "speed": "PyTorch, MACs a µs",
-        "how": "Milliseconds on one thread, each engine in the memory format in which it is faster ({cpu}, torch {torch}). "
-               "To measure them again: `reconv bench \"{problem}\" --engines torch,reconv,onnxruntime,openvino`.",
+        "how": "Milliseconds on one thread, each engine in the memory format in which it is faster "
+               "({cpu}, torch {torch}). To measure them again: `reconv bench \"{problem}\" --engines torch,reconv,onnxruntime,openvino`.",
     },
     "zh": {
-        "shapes": ("", "块", "输入", "卷积核", "输出", "权重数", "MAC 数"),
-        "measured": ("", "问题", "MAC 数"),
+        "shapes": ("", "输入", "卷积核", "输出", "权重数", "MAC 数"),
+        "measured": ("", "MAC 数"),
         "speed": "PyTorch，每 µs 的 MAC 数",
         "how": "单线程毫秒数，每个引擎取它较快的内存格式（{cpu}，torch {torch}）。"
-               "重新测量：`reconv bench \"{problem}\" --engines torch,reconv,onnxruntime,openvino`。",
+               "重新测量：`reconv bench \"{problem}\" "
+               "--engines torch,reconv,onnxruntime,openvino`。",
     },
 }  # fmt: skip
 
@@ -140,8 +141,8 @@ def shapes(lines: str, language: str) -> str:
     for label, rest in labelled(lines):
         text, _, shape = rest.partition(" @ ")
         table = spec.describe(spec.parse(text), sizes(shape))
-        kernels = ", ".join(times(weight) for part in table for weight in part.weight_shapes)
-        rows.append([label, f"`{text}`", times(table.input_shape), kernels, times(table.output_shape),
+        kernels = "<br>".join(times(weight) for part in table for weight in part.weight_shapes)
+        rows.append([f"{label}<br>`{text}`", times(table.input_shape), kernels, times(table.output_shape),
                      f"{table.params:,}", f"{table.macs:,}"])  # fmt: skip
     return grid(WORDS[language]["shapes"], rows)
 
@@ -151,11 +152,12 @@ def measured(lines: str, language: str) -> str:
     words, rows = WORDS[language], []
     for label, problem in labelled(lines):
         timed = {engine: best(problem, engine) for engine in ENGINES}
-        rows.append([label, f"`{problem}`", f"{results()[problem, 1]['macs']:,}",
+        rows.append([f"{label}<br>`{problem}`", f"{results()[problem, 1]['macs']:,}",
                      *("–" if value is None else f"{value:.3g}" for value in timed.values()),
                      f"{speed(problem):,.0f}"])  # fmt: skip
     how = words["how"].format(cpu=machine()["cpu"], torch=machine()["torch"], problem=labelled(lines)[0][1])
-    return grid([*words["measured"], *ENGINES.values(), words["speed"]], rows) + f"\n{how}\n"
+    engines = [f"{name}, ms" for name in ENGINES.values()]
+    return grid([*words["measured"], *engines, words["speed"]], rows) + f"\n{how}\n"
 
 
 def labelled(lines: str) -> list[tuple[str, str]]:
@@ -178,6 +180,8 @@ def times(shape: Sequence[int]) -> str:
 # -- pictures -----------------------------------------------------------------------------------------------
 def drawn(alt: str, text: str, options: str) -> str:
     """The SVG of a block; options are those of reconv.draw: input=7x7, at=2x3, numbers, animate."""
+    if not alt.strip():
+        raise ValueError(f"a picture must be told in words, too: {text}")
     given: dict[str, Any] = {}
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
@@ -202,7 +206,9 @@ def themed(svg: str, name: str) -> str:
     """The picture for a page: its styles and names are its own, and dark where the page is."""
     svg = re.sub(r"<\?xml.*?\?>\s*", "", svg)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{name}-", svg)
-    return re.sub(r"<style>(.*?)</style>", lambda found: f"<style>{styled(found[1], name)}</style>", svg, flags=re.DOTALL)
+    return re.sub(
+        r"<style>(.*?)</style>", lambda found: f"<style>{styled(found[1], name)}</style>", svg, flags=re.DOTALL
+    )
 
 
 def styled(css: str, name: str) -> str:
@@ -239,4 +245,3 @@ def rules_of(css: str) -> list[tuple[str, str]]:
             head += mark
         depth += mark == "{"
     return found
-

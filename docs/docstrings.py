@@ -51,7 +51,9 @@ def markdown(text: str) -> str:
 
 def lawful(text: str) -> str:
     """Indented formulas as plain text, with nothing to highlight."""
-    return re.sub(r"(?:^    .*\n?)+", lambda m: "```text\n" + inspect.cleandoc(m[0]) + "\n```\n", text, flags=re.MULTILINE)
+    return re.sub(
+        r"(?:^    .*\n?)+", lambda m: "```text\n" + inspect.cleandoc(m[0]) + "\n```\n", text, flags=re.MULTILINE
+    )
 
 
 def items(lines: list[str]) -> list[str]:
@@ -59,7 +61,9 @@ def items(lines: list[str]) -> list[str]:
     found: list[str] = []
     for line in lines:
         if re.match(r"[\w, .*…]+: ", line) or not found:
-            found.append(re.sub(r"^([\w, .*…]+):", r"- `\1`:", line) if re.match(r"[\w, .*…]+: ", line) else f"- {line}")
+            found.append(
+                re.sub(r"^([\w, .*…]+):", r"- `\1`:", line) if re.match(r"[\w, .*…]+: ", line) else f"- {line}"
+            )
         else:
             found[-1] += f" {line}"
     return found

@@ -13,14 +13,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 import book
 
 PICTURES: dict[str, str] = {}  # a place in a page: what stands there
-OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+((?:examples|README|CONTRIBUTING|CHANGELOG|benchmarks|src|tests)[^)]*)\)")
+OUTSIDE = re.compile(
+    r"\[([^\]]+)\]\((?:\.\./)+((?:examples|README|CONTRIBUTING|CHANGELOG|benchmarks|src|tests)[^)]*)\)"
+)
 LOADED = re.compile(r'<(?:script|img|iframe|source)[^>]*\ssrc="(?:https?:)?//|<link[^>]*rel="(?:stylesheet|preconnect)"'
                     r'[^>]*href="(?:https?:)?//|@import url\(|@font-face[^}]*https?://')  # fmt: skip
+DRAWING = re.compile(r"^!\[(.+)\]\(([\w./]+\.svg)\)$", re.MULTILINE)
 FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     language = "zh" if page.file.src_uri.startswith("zh/") else "en"
+    here = Path(page.file.abs_src_path).parent
     stem = re.sub(r"\W", "-", page.file.src_uri.removesuffix(".md"))
 
     def place(svg: str) -> str:
@@ -30,6 +34,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
     try:
         text = book.expanded(markdown, language, place)
+        text = DRAWING.sub(lambda m: place(book.relabelled((here / m[2]).read_text(encoding="utf-8"), m[1])), text)
     except Exception as error:
         raise PluginError(f"{page.file.src_uri}: {type(error).__name__}: {error}") from error
     return "".join(part if part.startswith("```") else linked(part) for part in FENCE.split(text))

@@ -1,17 +1,18 @@
-"""The book: its code runs, its commands are parsed by the command line, its chapters are alike, and each has its twin."""
+"""The book: its code runs, the command line knows its commands, its chapters are alike, and each has its twin."""
 
 import doctest
 import importlib.util
 import re
 import shlex
-from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 import typer
+from kinds import ROWS
 
+import reconv
 from reconv.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -88,11 +89,14 @@ def test_commands_are_known(page):
 
 
 # -- what stands there is computed ------------------------------------------------------------------------------
-@pytest.mark.parametrize("page", [*KINDS, *QUESTIONS, *(twin for _, twin in TWINS)], ids=lambda p: str(p.relative_to(DOCS)))
+@pytest.mark.parametrize(
+    "page", [*KINDS, *QUESTIONS, *(twin for _, twin in TWINS)], ids=lambda p: str(p.relative_to(DOCS))
+)
 def test_is_expanded(page):
     pictures = []
     text = BOOK.expanded(page.read_text(encoding="utf-8"), "en", lambda svg: pictures.append(svg) or "")
-    assert "{{" not in text and "draw:" not in text
+    assert "{{" not in text
+    assert "draw:" not in text
     assert page.parent.name == "questions" or pictures
     for svg in pictures:
         assert re.search(r'aria-label="[^"]{12,}', svg)
@@ -115,7 +119,8 @@ def test_measured_tables_have_the_faster_memory_format():
     problem = "ic768oc768k4p3g768 1x768x1024"
     engines = BOOK.results()[problem, 1]["engines"]
     least = min(timed["ms"] for name, timed in engines.items() if name.startswith("torch "))
-    assert f"| {least:.3g} |" in BOOK.measured(f"it: {problem}\n", "en") and least == BOOK.ms(problem)
+    assert f"| {least:.3g} |" in BOOK.measured(f"it: {problem}\n", "en")
+    assert least == BOOK.ms(problem)
 
 
 def test_styles_are_bound_to_their_picture():
@@ -123,7 +128,8 @@ def test_styles_are_bound_to_their_picture():
     css += " @media (prefers-color-scheme: dark) { .a { fill: blue } }"
     styled = BOOK.styled(css, "p1")
     assert styled.splitlines()[0].startswith("@keyframes p1-go")
-    assert "animation: p1-go 1s" in styled and "prefers" not in styled
+    assert "animation: p1-go 1s" in styled
+    assert "prefers" not in styled
     assert '[data-md-color-scheme="slate"] #p1 { .a { fill: blue } }' in styled
     assert styled.count("{") == styled.count("}")
 
@@ -141,35 +147,45 @@ def test_kinds_have_the_same_parts(page):
 @pytest.mark.parametrize("page", QUESTIONS, ids=lambda p: p.stem)
 def test_questions_begin_with_their_answer(page):
     parts = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    assert parts[0] == "In short" and parts[-1] == "Sources"
+    assert (parts[0], parts[-1]) == ("In short", "Sources")
 
 
 def test_every_block_of_the_library_is_in_a_chapter():
     texts = "\n".join(page.read_text(encoding="utf-8") for page in KINDS)
-    for name in ("Conv2d", "ConvTranspose2d", "DepthwiseConv2d", "PointwiseConv2d", "SeparableConv2d", "AsymmetricConv2d",
-                 "ShuffledGroupConv2d", "StackedConv2d", "MultiSizeConv2d", "SqueezeExcite2d", "DeformConv2d"):  # fmt: skip
-        assert f"reconv.nn.{name}(" in texts, name
+    for name in (row.kind for row in ROWS.values()):
+        assert f"reconv.nn.{name}2d(" in texts, name
+
+
+def test_the_reference_has_every_public_name():
+    text = (DOCS / "reference.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
+    rooms = {"classic", "functional", "nn", "tensorflow", "rules", "Block"}
+    assert {f"reconv.{name}" for name in set(reconv.__all__) - rooms} <= shown
+    assert {f"reconv.nn.{row.kind}2d" for row in ROWS.values()} <= shown
+    for room in (reconv.functional, reconv.classic):
+        names = {re.sub("[13]d$", "2d", name) for name in room.__all__ if not name.startswith("_")}
+        assert {f"{room.__name__}.{name}" for name in names} <= shown
 
 
 # -- in Chinese, too --------------------------------------------------------------------------------------------
+def _facts(page: Path) -> dict[str, list[str]]:
+    """All of a chapter that does not depend on its language."""
+    text, prose = page.read_text(encoding="utf-8"), _prose(page)
+    rows = "\n".join(_fences(page, "shapes", "measured"))
+    return {
+        "headings": re.findall(r"^(#+) ", prose, re.MULTILINE),
+        "code": _fences(page, "python", "sh", "text"),
+        "tables": re.findall(r": (.+)$", rows, re.MULTILINE),
+        "pictures": re.findall(r"\]\((draw:.*)\)$", text, re.MULTILINE),
+        "links": sorted(re.findall(r"([\w.]+\.md)\)", prose)),
+        "computed": sorted(re.findall(r"\{\{ .+? \}\}", text)),
+        "numbers": sorted(re.findall(r"\d[\d.,]*\d|\d", re.sub(r"\{\{.*?\}\}|\(draw:.*", "", prose))),
+    }
+
+
 @each_twin
 def test_has_its_twin(page, twin):
-    """The same headings, code, pictures and numbers."""
-    kept = {path: path.read_text(encoding="utf-8") for path in (page, twin)}
-    levels = [re.findall(r"^(#+) ", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M) for text in kept.values()]
-    assert levels[0] == levels[1]
-    for language in ("python", "sh", "text"):
-        assert _fences(page, language) == _fences(twin, language), language
-    tables = [[re.sub(r"^.*?: ", "", line) for body in _fences(path, "shapes", "measured") for line in body.splitlines()]
-              for path in kept]  # fmt: skip
-    assert tables[0] == tables[1]
-    pictures, computed = (
-        [re.findall(form, text) for text in kept.values()] for form in (r"\]\((draw:.*)\)$", r"\{\{ .+? \}\}")
-    )
-    assert pictures[0] == pictures[1]
-    assert Counter(computed[0]) == Counter(computed[1])
-    numbers = [Counter(re.findall(r"\d[\d.,]*\d|\d", re.sub(r"\{\{.*?\}\}|draw:.*", "", _prose(path)))) for path in kept]
-    assert numbers[0] == numbers[1]
+    assert _facts(page) == _facts(twin)
 
 
 def test_every_chinese_page_is_a_twin():
