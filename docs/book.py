@@ -2,6 +2,7 @@
 
     {{ params("ic16oc32k3x3nb") }}                     a number in a sentence, by the functions of `NUMBERS`
     ![words](draw:ic4oc8k3x3p1?input=7x7&animate)      a picture, on a line of its own, by reconv.draw
+    ![words](plot:speed)                               the milliseconds of all measured problems over their MACs
 
 A fence ```shapes has lines LABEL: BLOCK @ INPUT and becomes a table of shapes, weights and multiply-accumulates; a
 fence ```measured has lines LABEL: PROBLEM and becomes one of the milliseconds in benchmarks/results.
@@ -13,17 +14,21 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import log10
 from pathlib import Path
 from typing import Any
 
 import reconv
 from reconv import spec
 from reconv.drawing import blocks
+from reconv.drawing.plot import Panel, Series, plot
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "avx512.json"
+COMMAND = '`reconv bench "{}" --engines torch,reconv,onnxruntime,openvino`'
 ENGINES = {"torch": "PyTorch", "reconv": "reconv", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-NUMBER, PICTURE = re.compile(r"\{\{ (.+?) \}\}"), re.compile(r"^!\[(.*)\]\(draw:([^?]+)(?:\?(\S*))?\)$", re.MULTILINE)
+NUMBER, PLOT = re.compile(r"\{\{ (.+?) \}\}"), re.compile(r"^!\[(.+)\]\(plot:speed\)$", re.MULTILINE)
+PICTURE = re.compile(r"^!\[(.*)\]\(draw:([^?]+)(?:\?(\S*))?\)$", re.MULTILINE)
 TABLE = re.compile(r"^```(shapes|measured)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 WORDS = {
@@ -31,16 +36,18 @@ WORDS = {
         "shapes": ("", "input", "kernel", "output", "weights", "MACs"),
         "measured": ("", "MACs"),
         "speed": "PyTorch, MACs a µs",
-        "how": "Milliseconds on one thread, each engine in the memory format in which it is faster "
-               "({cpu}, torch {torch}). To measure them again: `reconv bench \"{problem}\" --engines torch,reconv,onnxruntime,openvino`.",
+        "how": "Milliseconds on one thread, each engine in the memory format in which it is faster ({cpu}, torch "
+               "{torch}). To measure them again: {command}.",
+        "plot": ("PyTorch on one thread", "multiply-accumulates, as powers of ten", "milliseconds, as powers of ten"),
+        "kinds": ("dense", "pointwise", "grouped", "depthwise", "transposed", "others"),
     },
     "zh": {
         "shapes": ("", "输入", "卷积核", "输出", "权重数", "MAC 数"),
         "measured": ("", "MAC 数"),
         "speed": "PyTorch，每 µs 的 MAC 数",
-        "how": "单线程毫秒数，每个引擎取它较快的内存格式（{cpu}，torch {torch}）。"
-               "重新测量：`reconv bench \"{problem}\" "
-               "--engines torch,reconv,onnxruntime,openvino`。",
+        "how": "单线程毫秒数，每个引擎取它较快的内存格式（{cpu}，torch {torch}）。重新测量：{command}。",
+        "plot": ("PyTorch，单线程", "乘加次数，10 的幂", "毫秒，10 的幂"),
+        "kinds": ("稠密", "逐点", "分组", "逐深度", "转置", "其他"),
     },
 }  # fmt: skip
 
@@ -50,6 +57,7 @@ def expanded(text: str, language: str, picture: Callable[[str], str]) -> str:
     """The Markdown of a page with all that it leaves to be computed; `picture` takes an SVG and gives its place."""
     text = TABLE.sub(lambda found: {"shapes": shapes, "measured": measured}[found[1]](found[2], language), text)
     text = PICTURE.sub(lambda found: picture(drawn(found[1], found[2], found[3] or "")), text)
+    text = PLOT.sub(lambda found: picture(speeds(found[1], language)), text)
     return NUMBER.sub(lambda found: said(eval(found[1], {"__builtins__": {}}, NUMBERS)), text)
 
 
@@ -155,7 +163,8 @@ def measured(lines: str, language: str) -> str:
         rows.append([f"{label}<br>`{problem}`", f"{results()[problem, 1]['macs']:,}",
                      *("–" if value is None else f"{value:.3g}" for value in timed.values()),
                      f"{speed(problem):,.0f}"])  # fmt: skip
-    how = words["how"].format(cpu=machine()["cpu"], torch=machine()["torch"], problem=labelled(lines)[0][1])
+    how = words["how"].format(cpu=machine()["cpu"], torch=machine()["torch"],
+                               command=COMMAND.format(labelled(lines)[0][1]))  # fmt: skip
     engines = [f"{name}, ms" for name in ENGINES.values()]
     return grid([*words["measured"], *engines, words["speed"]], rows) + f"\n{how}\n"
 
@@ -182,16 +191,43 @@ def drawn(alt: str, text: str, options: str) -> str:
     """The SVG of a block; options are those of reconv.draw: input=7x7, at=2x3, numbers, animate."""
     if not alt.strip():
         raise ValueError(f"a picture must be told in words, too: {text}")
+    return relabelled(svg_of(text, options), alt)
+
+
+@cache
+def svg_of(text: str, options: str) -> str:
     given: dict[str, Any] = {}
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
         given[{"input": "input_size"}.get(name, name)] = sizes(value) if value else True
     if hasattr(reconv, "draw"):
-        return relabelled(reconv.draw(text, **given), alt)
+        return reconv.draw(text, **given)
     block = spec.parse(text)  # until there is reconv.draw
     channels = spec.in_channels(block) or 16
     dims = next(spec.convs(block)).spatial_dims
-    return blocks.svg([("", block, (1, channels, *given.get("input_size", (28,) * dims)))], alt)
+    return blocks.svg([("", block, (1, channels, *given.get("input_size", (28,) * dims)))], "")
+
+
+def speeds(alt: str, language: str) -> str:
+    """A point for each forward pass in float32: PyTorch's milliseconds over the multiply-accumulates."""
+    words = WORDS[language]
+    points: dict[str, list[tuple[float, float, str]]] = {kind: [] for kind in words["kinds"]}
+    for problem, threads in results():
+        text, shape = problem.rsplit(" ", 1)
+        if threads == 1 and re.fullmatch(r"\d+(x\d+)+", shape):
+            macs, took = results()[problem, 1]["macs"], ms(problem)
+            kind = words["kinds"][kind_of(spec.parse(text))]
+            points[kind].append((log10(macs), log10(took), f"{problem}: {macs:,} MACs, {took:.3g} ms"))
+    series = [Series(kind, found, colour=i) for i, (kind, found) in enumerate(points.items())]
+    return relabelled(plot([Panel(*words["plot"], series)], alt), alt)
+
+
+def kind_of(block: spec.Block) -> int:
+    """Which of the words for kinds is the block's."""
+    if not isinstance(block, spec.ConvSpec):
+        return 5
+    tests = (block.transposed, block.depthwise and block.in_channels > 1, block.groups > 1, block.pointwise, True)
+    return (4, 3, 2, 1, 0)[tests.index(True)]
 
 
 def relabelled(svg: str, alt: str) -> str:

@@ -176,7 +176,7 @@ def _facts(page: Path) -> dict[str, list[str]]:
         "headings": re.findall(r"^(#+) ", prose, re.MULTILINE),
         "code": _fences(page, "python", "sh", "text"),
         "tables": re.findall(r": (.+)$", rows, re.MULTILINE),
-        "pictures": re.findall(r"\]\((draw:.*)\)$", text, re.MULTILINE),
+        "pictures": re.findall(r"\]\(((?:draw|plot):.*)\)$", text, re.MULTILINE),
         "links": sorted(re.findall(r"([\w.]+\.md)\)", prose)),
         "computed": sorted(re.findall(r"\{\{ .+? \}\}", text)),
         "numbers": sorted(re.findall(r"\d[\d.,]*\d|\d", re.sub(r"\{\{.*?\}\}|\(draw:.*", "", prose))),
