@@ -20,8 +20,9 @@ DOCS = ROOT / "docs"
 # a rule's page is run by test_rule_pages.py, a Chinese one has the code of its twin
 PAGES = [ROOT / "README.md", *sorted(p for p in DOCS.rglob("*.md") if "zh" not in p.parts and
                                      (p.parent.name != "rules" or p.name == "README.md"))]  # fmt: skip
-KINDS, QUESTIONS = sorted((DOCS / "kinds").glob("*.md")), sorted((DOCS / "questions").glob("*.md"))
-TWINS = [(page, DOCS / "zh" / page.relative_to(DOCS)) for page in [*KINDS, *QUESTIONS]]
+GLANCE, QUESTIONS = DOCS / "kinds" / "index.md", sorted((DOCS / "questions").glob("*.md"))
+KINDS = sorted({*(DOCS / "kinds").glob("*.md")} - {GLANCE})
+TWINS = [(page, DOCS / "zh" / page.relative_to(DOCS)) for page in [GLANCE, *KINDS, *QUESTIONS]]
 PARTS = ["Formula", "Picture", "Worked numbers", "Shapes in 1D, 2D and 3D", "In reconv", "In PyTorch and TensorFlow",
          "When it helps", "When it does not", "Measured", "Where it comes from"]  # fmt: skip
 FENCE = re.compile(r"^(?:```|<!-- )(\w*)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
@@ -89,15 +90,13 @@ def test_commands_are_known(page):
 
 
 # -- what stands there is computed ------------------------------------------------------------------------------
-@pytest.mark.parametrize(
-    "page", [*KINDS, *QUESTIONS, *(twin for _, twin in TWINS)], ids=lambda p: str(p.relative_to(DOCS))
-)
+@pytest.mark.parametrize("page", [page for pair in TWINS for page in pair], ids=lambda p: str(p.relative_to(DOCS)))
 def test_is_expanded(page):
     pictures = []
     text = BOOK.expanded(page.read_text(encoding="utf-8"), "en", lambda svg: pictures.append(svg) or "")
     assert "{{" not in text
     assert "draw:" not in text
-    assert page.parent.name == "questions" or pictures
+    assert page.stem in ("index", "computing") or pictures
     for svg in pictures:
         assert re.search(r'aria-label="[^"]{12,}', svg)
 
@@ -148,6 +147,11 @@ def test_kinds_have_the_same_parts(page):
 def test_questions_begin_with_their_answer(page):
     parts = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert (parts[0], parts[-1]) == ("In short", "Sources")
+
+
+def test_every_kind_is_at_a_glance():
+    links = re.findall(r"\((\w+)\.md\)", GLANCE.read_text(encoding="utf-8"))
+    assert set(links) == {page.stem for page in KINDS}
 
 
 def test_every_block_of_the_library_is_in_a_chapter():
