@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -23,8 +24,7 @@ FENCE = re.compile(r"^(```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    language = "zh" if page.file.src_uri.startswith("zh/") else "en"
-    here = Path(page.file.abs_src_path).parent
+    here, language = Path(page.file.abs_src_path).parent, language_of(page)
     stem = re.sub(r"\W", "-", page.file.src_uri.removesuffix(".md"))
 
     def place(svg: str) -> str:
@@ -40,17 +40,32 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return "".join(part if part.startswith("```") else linked(part) for part in FENCE.split(text))
 
 
+def language_of(page: Any) -> str:
+    return "zh" if page.file.src_uri.startswith("zh/") else "en"
+
+
+def twin_of(uri: str) -> str:
+    """A link to the same chapter in the other language, where there is one."""
+    name, other = ("English", uri.removeprefix("zh/")) if uri.startswith("zh/") else ("中文", f"zh/{uri}")
+    if not (Path(__file__).parent / other).exists():
+        return ""
+    way = os.path.relpath(other, os.path.dirname(uri) or ".").removesuffix(".md")
+    return f'<a class="twin" href="{way}.html">{name}</a>\n'
+
+
 def linked(text: str) -> str:
     """Papers by their number at arXiv; files of the repository that are no pages by their names."""
     text = re.sub(r"(?<![\[/])arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     return OUTSIDE.sub(r"\1 (`\2`)", text)
 
 
-def on_page_content(html: str, **_: Any) -> str:
-    return re.sub(r'(<figure class="drawn" id="([^"]+)">)(</figure>)', lambda m: m[1] + PICTURES[m[2]] + m[3], html)
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    return twin_of(page.file.src_uri) + re.sub(
+        r'(<figure class="drawn" id="([^"]+)">)(</figure>)', lambda m: m[1] + PICTURES[m[2]] + m[3], html
+    )
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     if found := LOADED.search(output):
         raise PluginError(f"{page.file.src_uri} would load something from elsewhere: {found[0]}")
-    return output
+    return output.replace('<html lang="en"', f'<html lang="{language_of(page)}"', 1)
