@@ -13,7 +13,7 @@ import typer
 from kinds import ROWS
 
 import reconv
-from reconv.cli import app
+from reconv.cli import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -25,6 +25,7 @@ KINDS = sorted({*(DOCS / "kinds").glob("*.md")} - {GLANCE})
 TWINS = [(page, DOCS / "zh" / page.relative_to(DOCS)) for page in [GLANCE, *KINDS, *QUESTIONS]]
 PARTS = ["Formula", "Picture", "Worked numbers", "Shapes in 1D, 2D and 3D", "In reconv", "In PyTorch and TensorFlow",
          "When it helps", "When it does not", "Measured", "Where it comes from"]  # fmt: skip
+COMMAND = re.compile(r"^(?:.*-m )?reconv (\w.*)$", re.MULTILINE)
 FENCE = re.compile(r"^(?:```|<!-- )(\w*)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL)
 
 
@@ -69,24 +70,25 @@ def test_code_runs(page, tmp_path, monkeypatch):
 
 def _commands(page: Path) -> list[list[str]]:
     """The words after `reconv` in each command of a page."""
-    found = []
-    for body in _fences(page, "sh", ""):
-        for line in body.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            places = [i for i, word in enumerate(words) if word == "reconv" and words[i - 1] in (words[0], "-m")]
-            found += [words[place + 1 :] for place in places if "=" not in line.split("reconv")[0]]
-    return found
+    lines = "\n".join(_fences(page, "sh", "")).replace("\\\n", " ")
+    return [shlex.split(words.partition(" > ")[0], comments=True) for words in COMMAND.findall(lines)]
 
 
 @each_page
-def test_commands_are_known(page):
-    """Each names a command, and flags that it has, with values that they take."""
-    group = typer.main.get_command(app)
-    for words in _commands(page):
-        if "…" in words[:1] or not words:
-            continue
-        command = group.commands[words[0]]
-        command.make_context(words[0], [word for word in words[1:] if word != "…"] + ["x"] * ("…" in words))
+def test_commands_are_known(page, tmp_path, monkeypatch):
+    """Each names a command, and flags that it has, with values that they take; a YAML file's first line is its name."""
+    monkeypatch.chdir(tmp_path)
+    for body in _fences(page, "yaml"):
+        Path(body.split()[1]).write_text(body, encoding="utf-8")
+    commands = typer.main.get_command(app).commands
+    for name, *words in _commands(page):
+        given = [word for word in words if word != "…"] + ["what is left out"] * ("…" in words)
+        commands[name].make_context(name, given)
+
+
+def test_commands_are_found():
+    commands = {words[0] for page in PAGES for words in _commands(page)}
+    assert commands == {command.__name__ for command in COMMANDS}
 
 
 # -- what stands there is computed ------------------------------------------------------------------------------
