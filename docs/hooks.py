@@ -55,11 +55,13 @@ def twin_of(uri: str) -> str:
 
 def linked(text: str) -> str:
     """Papers by their number at arXiv; files of the repository that are no pages by their names."""
+    text = text.replace("<details>", '<details markdown="1">')
     text = re.sub(r"(?<![\[/])arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     return OUTSIDE.sub(r"\1 (`\2`)", text)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
+    html = re.sub(r"<code>[^<]*</code>", lambda m: m[0].replace(r"\|", "|"), html)  # as tables must write it elsewhere
     return twin_of(page.file.src_uri) + re.sub(
         r'(<figure class="drawn" id="([^"]+)">)(</figure>)', lambda m: m[1] + PICTURES[m[2]] + m[3], html
     )
