@@ -188,7 +188,7 @@ def times(shape: Sequence[int]) -> str:
 
 # -- pictures -----------------------------------------------------------------------------------------------
 def drawn(alt: str, text: str, options: str) -> str:
-    """The SVG of a block; options are those of reconv.draw: input=7x7, at=2x3, numbers, animate."""
+    """The SVG of a block; options are those of reconv.draw: input=7x7, at=0x2x3, numbers, animate, offsets=rotate."""
     if not alt.strip():
         raise ValueError(f"a picture must be told in words, too: {text}")
     return relabelled(svg_of(text, options), alt)
@@ -199,7 +199,7 @@ def svg_of(text: str, options: str) -> str:
     given: dict[str, Any] = {}
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
-        given[{"input": "input_size"}.get(name, name)] = sizes(value) if value else True
+        given[{"input": "input_size"}.get(name, name)] = sizes(value) if value[:1].isdigit() else value or True
     if hasattr(reconv, "draw"):
         return reconv.draw(text, **given)
     block = spec.parse(text)  # until there is reconv.draw
