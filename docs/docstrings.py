@@ -18,6 +18,9 @@ class Sections(griffe.Extension):
     def on_instance(self, *, node: Any, obj: Any, **_: Any) -> None:
         if obj.is_alias or not isinstance(node, griffe.ObjectNode) or obj.is_module:
             return
+        for parameter in obj.parameters if obj.is_function else ():
+            if " object at 0x" in str(parameter.default):
+                parameter.default = "..."
         text = inspect.getdoc(node.obj) or ""  # a layer has that of the class for all dimensions
         if obj.is_class and text:
             text = f"{called(obj.name, node.obj)}\n\n{markdown(text)}"
