@@ -119,7 +119,7 @@ def cell(page: str, row: str, column: str) -> str:
     raise KeyError(f"{page} has no row {row} with a column {column}")
 
 
-NUMBERS = {"cell": cell, "copy_ms": copy_ms, "float": float, "params": params, "macs": macs, "field": field,
+NUMBERS = {"cell": cell, "copy_ms": copy_ms, "params": params, "macs": macs, "field": field,
            "output": output, "ms": ms, "speed": speed}  # fmt: skip
 
 
