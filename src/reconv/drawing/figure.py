@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +13,7 @@ LIGHT = {"ink": "#24292f", "soft": "#57606a", "paper": "#ffffff", "sheet": "#eef
          "read": "#0072b2", "weight": "#d55e00", "made": "#009e73"}  # fmt: skip
 DARK = {"ink": "#e6edf3", "soft": "#9da7b1", "paper": "#0d1117", "sheet": "#1f2733", "line": "#4c5866",
         "read": "#56b4e9", "weight": "#e69f00", "made": "#2fc79a"}  # fmt: skip
-CHARACTER = 6.9  # pixels, of a word of 12 px on average
+CHARACTER = 7.4  # pixels, of a word of 12 px on average
 Between = Callable[[float, float, float], str]  # from x to x at a height: SVG
 
 
@@ -61,7 +62,8 @@ def row(parts: Sequence[Figure], gap: float, between: Between | None = None) -> 
     """Side by side, where the data comes in at one height; `between` draws what leads from one to the next."""
     axis = max(part.axis for part in parts)
     height = axis + max(part.height - part.axis for part in parts)
-    x, drawn = 0.0, []
+    x = 0.0
+    drawn: list[str] = []
     for part in parts:
         if drawn and between is not None:
             drawn.append(between(x - gap, x, axis))
@@ -106,7 +108,7 @@ def palette(colours: dict[str, str]) -> str:
 
 _GROUPS = "".join(f".reconv .k{i + 1} {{ fill: {c} }} .reconv .s{i + 1} {{ stroke: {c} }} .reconv .sheet.k{i + 1} "
                   f"{{ fill-opacity: .22 }}\n" for i, c in enumerate(COLOURS))  # fmt: skip
-STYLE = f"""
+_RULES = f"""
 .reconv {{ {palette(LIGHT)} }}
 @media (prefers-color-scheme: dark) {{ .reconv {{ {palette(DARK)} }} }}
 .reconv text {{ font: 12px system-ui, sans-serif; fill: var(--rc-ink) }} .reconv .bold {{ font-weight: 600 }}
@@ -131,3 +133,5 @@ stroke-dasharray: .3 .2 }}
 .reconv .wire {{ fill: none; stroke: var(--rc-soft); stroke-width: 1.4 }} .reconv .tip {{ fill: var(--rc-soft) }}
 .reconv .t-stride, .reconv .t-dilation, .reconv .t-padding, .reconv .t-moved {{ font-weight: 700 }}
 {_GROUPS}"""
+# for viewers that do not know colours by name: those of light mode, before
+STYLE = re.sub(r"(fill|stroke): var\(--rc-(\w+)\)", lambda m: f"{m[1]}: {LIGHT[m[2]]}; {m[0]}", _RULES)

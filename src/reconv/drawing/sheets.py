@@ -12,7 +12,7 @@ from typing import Any
 from reconv.drawing.figure import Figure
 from reconv.drawing.flow import Cell, Ints, Map, grid_of, on_grid, stretched
 
-MOST_CHANNELS, MOST_STACKS = 6, 3  # drawn of a map of 1 or 2 axes, of 3 axes
+MOST_CHANNELS, MOST_STACKS = 6, 4  # drawn of a map of 1 or 2 axes, of 3 axes
 Point = tuple[float, ...]
 
 
