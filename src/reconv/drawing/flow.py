@@ -72,6 +72,7 @@ class Flow:
     steps: list[Step] = field(default_factory=list)
     tree: list[Tree] = field(default_factory=list)
     moves: Moves = ()
+    kept: list[Sequence[int]] | None = None  # the channels of each map that are looked at; None: all
 
     def needed(self, cell: Cell) -> dict[int, set[Cell]]:
         """The cells of every map on which a cell of the last one depends, padding left out."""
@@ -82,11 +83,15 @@ class Flow:
                 found.setdefault(source, set()).update(self.before(step, place, cells))
         return found
 
+    def looked_at(self, index: int) -> Sequence[int]:
+        return range(self.maps[index].shape[0]) if self.kept is None else self.kept[index]
+
     def before(self, step: Step, place: int, cells: set[Cell]) -> Iterator[Cell]:
         shape = self.maps[step.sources[place]].shape
         if step.block is not None:
             for cell in cells:
-                yield from inside(shape, _sources(step.block, shape, cell, self.moves), step.block)
+                found = _sources(step.block, shape, cell, self.moves, self.looked_at(step.sources[place]))
+                yield from inside(shape, found, step.block)
         elif step.join == "sum":
             yield from cells
         else:
@@ -210,15 +215,16 @@ def order_of(block: Shuffle | Permute, channels: int) -> Ints:
 
 
 # -- which cells a cell needs --------------------------------------------------------------------------------
-def _sources(block: Block, shape: Ints, cell: Cell, moves: Moves) -> Iterable[Cell]:
-    """The cells of a part's input that one cell of its output needs; some may lie in the padding."""
+def _sources(block: Block, shape: Ints, cell: Cell, moves: Moves, kept: Sequence[int]) -> Iterable[Cell]:
+    """The cells of a part's input that one cell of its output needs, of channels kept; some may lie in the padding."""
     channel, position = cell[0], cell[1:]
     match block:
         case ConvSpec():
             at = window(block, position)
-            return [(c, *p) for c in group_of(block, channel) for _, p in at]
+            return [(c, *p) for c in group_of(block, channel) if c in kept for _, p in at]
         case Deform():
-            return [cell for point in points(block, position, moves) for cell in _around(block, channel, point)]
+            channels = [c for c in group_of(block.conv, channel) if c in kept]
+            return [cell for point in points(block, position, moves) for cell in _around(channels, point)]
         case Shuffle() | Permute():
             return [(order_of(block, shape[0])[channel], *position)]
         case PixelShuffle():
@@ -256,10 +262,10 @@ def points(block: Deform, position: Sequence[int], moves: Moves) -> list[Point]:
     return [tuple(p + m for p, m in zip(place, move, strict=True)) for (_, place), move in zip(at, each, strict=True)]
 
 
-def _around(block: Deform, channel: int, point: Point) -> list[Cell]:
+def _around(channels: Sequence[int], point: Point) -> list[Cell]:
     """The cells between which a value is interpolated, those with no weight left out."""
     axes = [[floor(p)] if p == floor(p) else [floor(p), floor(p) + 1] for p in point]
-    return [(c, *at) for c in group_of(block.conv, channel) for at in product(*axes)]
+    return [(c, *at) for c in channels for at in product(*axes)]
 
 
 def inside(shape: Ints, cells: Iterable[Cell], block: Block) -> Iterator[Cell]:
@@ -299,10 +305,11 @@ def _grid_border(spec: ConvSpec, axis: int, length: int, out: int) -> tuple[int,
     return max(0, reach - lo), max(0, out - 1 + lo - last)
 
 
-def voids(given: Map, spec: ConvSpec, cell: Cell) -> Iterator[Cell]:
+def voids(given: Map, spec: ConvSpec, cell: Cell, kept: Sequence[int]) -> Iterator[Cell]:
     """The places of the map's grid that a convolution reads for an output cell without finding a value of the map."""
+    channels = [c for c in group_of(spec, cell[0]) if c in kept]
     if not spec.transposed:
-        yield from ((c, *p) for c in group_of(spec, cell[0]) for _, p in window(spec, cell[1:])
+        yield from ((c, *p) for c in channels for _, p in window(spec, cell[1:])
                     if not all(0 <= q < n for q, n in zip(p, given.shape[1:], strict=True)))  # fmt: skip
         return
     axes = [[p + lo - d * t for t in range(k)] for p, (lo, _), d, k in
@@ -311,7 +318,7 @@ def voids(given: Map, spec: ConvSpec, cell: Cell) -> Iterator[Cell]:
         real = all(q % s == 0 and 0 <= q // s < n for q, s, n in
                    zip(place, spec.stride, given.shape[1:], strict=True))  # fmt: skip
         if not real:
-            yield from ((c, *place) for c in group_of(spec, cell[0]))
+            yield from ((c, *place) for c in channels)
 
 
 # -- the grid of a map: its cells, and the zeros between them -------------------------------------------------

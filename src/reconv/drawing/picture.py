@@ -30,6 +30,7 @@ from reconv.drawing.sheets import Look, Marks, Sheets, draw
 from reconv.spec import Block, ConvSpec, Deform, Gate, Permute, PixelShuffle, Shuffle, describe
 
 MOST_FRAMES = 49
+MOST_READ, MOST_MARKED, MOST_TRIED = 20_000, 25_000, 60_000  # cells: of a frame, of all frames, looked at for frames
 SECONDS = 0.35  # that a frame is shown
 GAP, MARGIN, LINE = 26, 16, 17
 
@@ -68,6 +69,9 @@ class Drawing:
             look = Look(cell=22, most=12, apart=True)
         self.values = example.worked(self.flow) if wanted.numbers else None
         self.sheets = [Sheets(each, look) for each in self.flow.maps]
+        self.is_whole = _reads(self.flow) <= MOST_READ
+        if not self.is_whole:
+            self.flow.kept = [each.channels for each in self.sheets]
         self.cells = [wanted.at] if wanted.at is not None else self._cells()
         self.frames = [self.flow.needed(cell) for cell in self.cells]
 
@@ -84,9 +88,11 @@ class Drawing:
         channels = last.channels if len(set(last.given.colours)) > 1 else last.channels[:1]
         lengths = [range(min(n, last.look.most)) for n in last.given.shape[1:]]
         cells = [(c, *p) for c in channels for p in product(*lengths)]
-        whole = [cell for cell in spread(cells, 6 * MOST_FRAMES) if self._is_drawn(cell)] or cells[:1]
+        tried = max(1, min(6 * MOST_FRAMES, MOST_TRIED // max(1, sum(map(len, self.flow.needed(cells[0]).values())))))
+        whole = [cell for cell in spread(cells, tried) if self._is_drawn(cell)] or cells[:1]
         if self.wanted.animated:
-            return spread(whole, MOST_FRAMES)
+            marked = sum(map(len, self.flow.needed(whole[len(whole) // 2]).values()))
+            return spread(whole, max(1, min(MOST_FRAMES, MOST_MARKED // marked)))
         one = [cell for cell in whole if cell[0] == channels[0]] or whole
         middle = [max(p) / 2 for p in zip(*(cell[1:] for cell in one), strict=True)]
         return [min(one, key=lambda cell: (self._looks_outside(cell), math.dist(cell[1:], middle)))]
@@ -95,7 +101,8 @@ class Drawing:
         step = self.flow.steps[-1] if self.flow.steps else None
         if step is None or not isinstance(step.block, ConvSpec) or step.block.transposed:
             return False
-        return any(True for _ in voids(self.flow.maps[step.sources[0]], step.block, cell))
+        source = step.sources[0]
+        return any(True for _ in voids(self.flow.maps[source], step.block, cell, self.flow.looked_at(source)))
 
     def _is_drawn(self, cell: Cell) -> bool:
         found = self.flow.needed(cell)
@@ -113,7 +120,7 @@ class Drawing:
             for step in readers:
                 for cell in found.get(step.target, ()):
                     if isinstance(step.block, ConvSpec):
-                        empty.update(voids(given, step.block, cell))
+                        empty.update(voids(given, step.block, cell, self.flow.looked_at(index)))
                     elif isinstance(step.block, Deform):
                         moved += self._moved(step.block, cell)
             out.append(Marks("made" if is_last else "read", cells, sorted(empty), moved))
@@ -228,6 +235,8 @@ class Drawing:
         cell = self.cells[frame]
         text = f"y[{', '.join(map(str, cell))}]"
         step = self.flow.steps[-1] if self.flow.steps else None
+        if not self.is_whole:
+            return text
         if self.values is None or step is None or not isinstance(step.block, ConvSpec):
             needed = self.frames[frame].get(0, ())
             return f"{text} needs {len(needed)} of {math.prod(self.flow.maps[0].shape)} input values"
@@ -258,6 +267,17 @@ class Drawing:
         cut = [s for s in self.sheets if any(s.cut) or len(s.channels) < s.given.shape[0]]
         part = "; maps that are too large are drawn in part" if cut else ""
         return f"{self.block}: from {times(shapes[0])} to {times(shapes[1])}, one output cell and what it needs{part}"
+
+
+def _reads(flow: Flow) -> int:
+    """How many input cells one output cell reads, counted along every way."""
+    counts = {len(flow.maps) - 1: 1}
+    for step in reversed(flow.steps):
+        conv = step.block.conv if isinstance(step.block, Deform) else step.block
+        each = math.prod(conv.kernel_size) * conv.in_channels // conv.groups if isinstance(conv, ConvSpec) else 1
+        for source in step.sources:
+            counts[source] = counts.get(source, 0) + counts.get(step.target, 0) * each
+    return max(counts.values())
 
 
 def spread(cells: Sequence[Cell], most: int) -> list[Cell]:
