@@ -11,6 +11,7 @@ from reconv import __version__
 from reconv.commands.bench import bench
 from reconv.commands.demo import demo
 from reconv.commands.draw import draw
+from reconv.commands.explore import explore
 from reconv.commands.export import export
 from reconv.commands.kernels import kernels
 from reconv.commands.output import say
@@ -20,7 +21,7 @@ from reconv.commands.rewrite import rewrite
 from reconv.commands.summary import summary
 from reconv.errors import ConvError
 
-COMMANDS = (summary, plan, rewrite, recover, export, draw, bench, kernels, demo)
+COMMANDS = (summary, plan, rewrite, recover, export, draw, explore, bench, kernels, demo)
 
 
 class Guarded(TyperGroup):

@@ -33,6 +33,7 @@ MOST_FRAMES = 49
 MOST_READ, MOST_MARKED, MOST_TRIED = 20_000, 25_000, 60_000  # cells: of a frame, of all frames, looked at for frames
 SECONDS = 0.35  # that a frame is shown
 GAP, MARGIN, LINE = 26, 16, 17
+MONOSPACED = 8.0  # pixels of a letter of 13 px
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class Drawing:
         parts = [body.at(MARGIN, MARGIN), self._frame_names(y)]
         written = []
         for i, terms in enumerate(lines[:7]):
-            written.append(sum(length(part) for part, _ in terms))
+            written.append(MONOSPACED * sum(len(part) for part, _ in terms))
             parts.append(_terms(MARGIN, y + LINE * (i + 1), terms))
         y += LINE * (min(len(lines), 7) + 1)
         costs = f"{told.params:,} parameters · {told.macs:,} multiply-accumulates"
