@@ -244,16 +244,17 @@ class Drawing:
         parts = [f"{w}·{x}" for w, x in example.terms(self.flow, step, cell, self.values) if w and x]
         shown = " + ".join(parts[:12]) + (f" + {len(parts) - 12} more" if len(parts) > 12 else "")
         total = sum(w * x for w, x in example.terms(self.flow, step, cell, self.values))
-        return f"{text} = {shown or '0'} = {total}".replace("+ -", "− ").replace("= -", "= −")
+        return f"{text} = {shown + ' = ' if shown else ''}{total}".replace("+ -", "− ").replace("= -", "= −")
 
     def _style(self) -> str:
         if not self.wanted.animated:
             return ""
         count = len(self.cells)
-        delays = "".join(f".reconv .f{i}{{animation-delay:{i * SECONDS:.2f}s}}" for i in range(count))
+        mine = f".reconv.{self._kind()}"
+        delays = "".join(f"{mine} .f{i}{{animation-delay:{i * SECONDS:.2f}s}}" for i in range(count))
         shown, last = ".reconv .f0 { visibility: visible }", 100 / count
         return (
-            f".reconv.{self._kind()} .f {{ animation: reconv-{count} {count * SECONDS:.2f}s step-end infinite }}\n"
+            f"{mine} .f {{ animation: reconv-{count} {count * SECONDS:.2f}s step-end infinite }}\n"
             f"@keyframes reconv-{count} {{ 0% {{ visibility: visible }} {last:.3f}% {{ visibility: hidden }} }}\n"
             f".reconv .f {{ visibility: hidden }}\n{delays}\n"
             f"@media (prefers-reduced-motion: reduce) {{ .reconv .f {{ animation: none !important }} {shown} }}"

@@ -20,6 +20,9 @@ from reconv.spec import (
 )
 
 
+NEITHER = "Keras has no transposed convolution with both strides and a dilation"
+
+
 def keras_code(block: Block, dims: int, channels: int) -> str:
     writer = Writer(channels, lambda w, b, x: _keras(w, b, x, dims))
     last = writer.block(block, "x")
@@ -82,6 +85,9 @@ def _keras_conv(w: Writer, spec: ConvSpec, x: str, dims: int) -> str:
 
 def _keras_transposed(w: Writer, spec: ConvSpec, x: str, dims: int) -> str:
     """The whole output, then what the padding cuts off."""
+    if max(spec.stride) > 1 and max(spec.dilation) > 1:
+        w.lines.append(f'raise NotImplementedError("{NEITHER}")')
+        return x
     kwargs = {"strides": one(spec.stride), "dilation_rate": one(spec.dilation), "use_bias": spec.bias}
     x = w.apply("conv", call(f"layers.Conv{dims}DTranspose", (spec.out_channels, one(spec.kernel_size)), kwargs), x)
     cut = tuple((lo, hi - op) for (lo, hi), op in zip(spec.padding, spec.output_padding, strict=True))

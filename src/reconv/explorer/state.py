@@ -15,9 +15,9 @@ from reconv.spec import Activation, Block, Branches, output_shape
 
 CHOICES = {"kind": tuple(KINDS), "dims": ("1", "2", "3"), "offsets": OFFSETS, "numbers": ("", "1")}
 USUAL_CHOICES = {"kind": "standard", "dims": "2", "offsets": "random", "numbers": ""}
-WORDS = {"groups": "g", "in_channels": "ic", "out_channels": "oc", "kernel_size": "k", "output_padding": "op",
-         "padding": "p", "stride": "s", "dilation": "d", "offset_groups": "og", "small": "small", "padded input": "n",
-         "reduction": "r", "rotated": "offsets"}  # fmt: skip
+WORDS = {"offset_groups": "og", "groups": "g", "output_padding": "op", "kernel_size": "k", "small": "small",
+         "reduction": "r", "padded input": "n", "padding": "p", "stride": "s", "dilation": "d", "in_channels": "ic",
+         "out_channels": "oc"}  # fmt: skip
 
 
 @dataclass
@@ -88,6 +88,8 @@ def read(query: Mapping[str, str], prefix: str = "") -> State:
             wrong[name] = f"{control.label} must be a whole number from {least} to {most}"
     if not wrong:
         _check(state)
+    if not wrong and kind.name == "deformable" and dims == 1 and state.offsets == "rotate":
+        wrong["offsets"] = "one axis cannot be rotated"
     return state
 
 
@@ -100,11 +102,11 @@ def _choice(query: Mapping[str, str], prefix: str, name: str, wrong: dict[str, s
 
 
 def _check(state: State) -> None:
-    """Values that do not go together: the message beside the control that it names first."""
+    """Values that do not go together: the message beside the control that it names, the first of WORDS."""
     try:
         output_shape(state.block(), (1, *state.shape))
     except ConvError as error:
         text = str(error).split(" [")[0]
-        found = sorted((text.find(word), name) for word, name in WORDS.items() if word in text and
-                       (name in state.names or name == "offsets"))  # fmt: skip
-        state.wrong[found[0][1] if found else "kind"] = text
+        must = text.split(";")[0]
+        named = (name for word, name in WORDS.items() if word in must and name in state.names)
+        state.wrong[next(named, "kind")] = text

@@ -68,7 +68,7 @@ def _renamed(lines: list[str], x: str, name: str) -> list[str]:
     """Lines that write x write the new name; all but the first read it, too."""
     out = []
     for i, line in enumerate(lines):
-        if line.startswith("#"):
+        if " = " not in line:
             out.append(line)
             continue
         into, expression = line.split(" = ", 1)
