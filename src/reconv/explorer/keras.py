@@ -19,7 +19,6 @@ from reconv.spec import (
     Shuffle,
 )
 
-
 NEITHER = "Keras has no transposed convolution with both strides and a dilation"
 
 
