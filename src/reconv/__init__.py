@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from reconv.planning.make import plan as plan
     from reconv.planning.plan import Edit as Edit
     from reconv.planning.plan import Plan as Plan
+    from reconv.reporting.drawn import draw as draw
     from reconv.rewriting.apply import apply as apply
     from reconv.rewriting.export import export as export
     from reconv.rewriting.job import Result as Result
@@ -45,6 +46,7 @@ _HOMES = {
     "Summary": "reconv.costing.summary",
     "apply": "reconv.rewriting.apply",
     "classic": "reconv.classic",
+    "draw": "reconv.reporting.drawn",
     "export": "reconv.rewriting.export",
     "feature_maps": "reconv.surgery.features",
     "functional": "reconv.functional",

@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 from reconv import __version__
 from reconv.commands.bench import bench
 from reconv.commands.demo import demo
+from reconv.commands.draw import draw
+from reconv.commands.explore import explore
 from reconv.commands.export import export
 from reconv.commands.kernels import kernels
 from reconv.commands.output import say
@@ -19,7 +21,7 @@ from reconv.commands.rewrite import rewrite
 from reconv.commands.summary import summary
 from reconv.errors import ConvError
 
-COMMANDS = (summary, plan, rewrite, recover, export, bench, kernels, demo)
+COMMANDS = (summary, plan, rewrite, recover, export, draw, explore, bench, kernels, demo)
 
 
 class Guarded(TyperGroup):

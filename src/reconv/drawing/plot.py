@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from reconv.drawing.figure import COLOURS
+
 WIDTH, HEIGHT = 400, 300  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 44
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008: told apart by all
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #24292f } .small { fill: #57606a; font-size: 11px }
 .grid { stroke: #d0d7de } .faint { fill: #8c959f; opacity: .6 } path { fill: none; stroke-width: 1.5 }

@@ -215,9 +215,20 @@ def _seen(block: Block, axis: int, positions: set[int]) -> set[int]:
             assert_never(block)
 
 
-def _conv_seen(spec: ConvSpec, axis: int, positions: set[int]) -> set[int]:
-    stride, lo = spec.stride[axis], spec.padding[axis][0]
-    taps = [spec.dilation[axis] * t for t in range(spec.kernel_size[axis])]
+def taps_at(spec: ConvSpec, axis: int, position: int) -> list[tuple[int, int]]:
+    """(tap, input position) of the taps that meet the input's grid at an output position, inside the input or not.
+
+    Example:
+             >>> taps_at(ConvSpec(in_channels=1, out_channels=1, kernel_size=(3,), stride=2, padding=1), 0, 1)
+             [(0, 1), (1, 2), (2, 3)]
+    """
+    stride, lo, dilation = spec.stride[axis], spec.padding[axis][0], spec.dilation[axis]
+    taps = range(spec.kernel_size[axis])
     if spec.transposed:
-        return {(p + lo - tap) // stride for p in positions for tap in taps if (p + lo - tap) % stride == 0}
-    return {p * stride - lo + tap for p in positions for tap in taps}
+        reached = [(t, position + lo - dilation * t) for t in taps]
+        return [(t, place // stride) for t, place in reached if place % stride == 0]
+    return [(t, position * stride - lo + dilation * t) for t in taps]
+
+
+def _conv_seen(spec: ConvSpec, axis: int, positions: set[int]) -> set[int]:
+    return {place for p in positions for _, place in taps_at(spec, axis, p)}
