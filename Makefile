@@ -6,7 +6,7 @@ PINS   := -c requirements/dev.txt
 # two processes with one thread each: two threads in one process wait for each other more than they compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
-.PHONY: help setup demo test sanitize lint docs format coverage
+.PHONY: help setup demo test sanitize lint docs browser format coverage
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +24,7 @@ setup: .venv/.ready
 demo: .venv/.package
 	$(BIN)/reconv demo
 
-test: lint docs sanitize
+test: lint docs sanitize browser
 	$(PYTEST)
 
 # the case table of the kernels with every access and every operation checked
@@ -45,11 +45,16 @@ lint: .venv/.ready
 docs: .venv/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# in which the explorer is tested
+browser:
+	@command -v chromium >/dev/null || (apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium) || \
+	    { echo 'The tests of the explorer need Chromium: apt-get install chromium' >&2; exit 1; }
+
 format: .venv/.ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-coverage: .venv/.ready
+coverage: .venv/.ready browser
 	$(PYTEST) --cov --cov-report=term-missing
 
 # The environment, in three steps, each with its stamp. torch comes first: whatever asks for it later finds it there.
@@ -67,6 +72,6 @@ coverage: .venv/.ready
 	@touch $@
 
 .venv/.ready: .venv/.package
-	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,dev,docs]'
+	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,pictures,explore,dev,docs]'
 	$(PIP) --no-deps -r requirements/nets.txt
 	@touch $@

@@ -20,7 +20,6 @@ from typing import Any
 
 import reconv
 from reconv import spec
-from reconv.drawing import blocks
 from reconv.drawing.plot import Panel, Series, plot
 
 ROOT = Path(__file__).parents[1]
@@ -200,12 +199,7 @@ def svg_of(text: str, options: str) -> str:
     for option in filter(None, options.split("&")):
         name, _, value = option.partition("=")
         given[{"input": "input_size"}.get(name, name)] = sizes(value) if value[:1].isdigit() else value or True
-    if hasattr(reconv, "draw"):
-        return reconv.draw(text, **given)
-    block = spec.parse(text)  # until there is reconv.draw
-    channels = spec.in_channels(block) or 16
-    dims = next(spec.convs(block)).spatial_dims
-    return blocks.svg([("", block, (1, channels, *given.get("input_size", (28,) * dims)))], "")
+    return reconv.draw(text, **given)
 
 
 def speeds(alt: str, language: str) -> str:
