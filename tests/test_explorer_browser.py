@@ -59,8 +59,9 @@ def fill(page: Page, name: str, value: object) -> None:
 
 def shown(page: Page) -> list[int]:
     """The frames that are seen, over all marks of the first picture."""
-    script = "svg => [...svg.querySelectorAll('.made-text.f')].filter(e => getComputedStyle(e).visibility === 'visible')" \
-             ".map(e => Number(e.getAttribute('class').match(/ f(\\d+)/)[1]))"  # fmt: skip
+    script = """svg => [...svg.querySelectorAll('.made-text.f')]
+        .filter(mark => getComputedStyle(mark).visibility === 'visible')
+        .map(mark => Number(mark.getAttribute('class').match(/ f(\\d+)/)[1]))"""
     return page.locator("svg.reconv").first.evaluate(script)
 
 
