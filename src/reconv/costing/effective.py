@@ -1,0 +1,68 @@
+"""How much each position of the input moves what a layer gives: the receptive field that a network makes use of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reconv.errors import conv_error
+from reconv.surgery.clone import clone, fresh
+from reconv.surgery.watched import watched
+
+
+def effective_fields(model: nn.Module, inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """The effective receptive field of the middle of some modules' outputs, over samples.
+
+        field[p] = mean over samples n of Σ_c |∂ (Σ_o y[n, o, centre]) / ∂ x[n, c, p]|
+
+    Args:    inputs: as the network takes them, the first floating, (N, C, *spatial). names: of modules that give
+             (N, C, *spatial).
+    Returns: for each module that ran, its field over the first input: (*spatial).
+    Raises:  ConvError: when the first input has no gradient.
+    Source:  Luo et al. 2016, arXiv:1701.04128
+    Example:
+             >>> net = nn.Sequential(nn.Conv1d(1, 1, 3, padding=1), nn.ReLU())
+             >>> (effective_fields(net, (torch.ones(2, 1, 7),), ["0"])["0"] > 0).int().tolist()
+             [0, 0, 1, 1, 1, 0, 0]
+    """
+    first, *others = fresh(inputs)
+    if not first.is_floating_point():
+        raise conv_error("effective_fields", "the first input must be floating, so that it has a gradient",
+                         got={"dtype": first.dtype}, also=TypeError)  # fmt: skip
+    net = clone(model).eval().requires_grad_(False)
+    first.requires_grad_()
+    with torch.enable_grad(), watched(net, names) as seen:
+        net(first.clone(), *others)  # it may write into its input
+        return {name: _field(output, first) for name, output in seen.items() if output.requires_grad}
+
+
+def _field(output: Tensor, first: Tensor) -> Tensor:
+    """Of the middle of one output, which has its axes where the input has them."""
+    middle = output[(slice(None), slice(None), *(size // 2 for size in output.shape[2:]))]
+    (gradient,) = torch.autograd.grad(middle.sum(), first, retain_graph=True)
+    return gradient.abs().sum(1).mean(0)
+
+
+def within(field: Tensor, share: float = 0.95) -> tuple[tuple[int, int], ...]:
+    """Per axis, the first position and the one behind the last, between which this share of a field's sum lies.
+
+    Example:
+             >>> within(torch.tensor([0.0, 1.0, 8.0, 1.0, 0.0]), 0.5), within(torch.tensor([0.0, 1.0, 8.0, 1.0, 0.0]))
+             (((2, 3),), ((1, 4),))
+    """
+    return tuple(_ends(field.double().sum([a for a in range(field.ndim) if a != axis]) if field.ndim > 1
+                       else field.double(), share) for axis in range(field.ndim))  # fmt: skip
+
+
+def _ends(along: Tensor, share: float) -> tuple[int, int]:
+    """What lies below the first and above the last position are halves of the rest, at most."""
+    total = float(along.sum())
+    if not total:
+        return 0, 0
+    reached = along.cumsum(0) / total
+    low = int((reached <= (1 - share) / 2).sum())
+    high = int((reached < (1 + share) / 2).sum())
+    return low, min(high + 1, len(along))
