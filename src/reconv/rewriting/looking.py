@@ -48,7 +48,8 @@ def look(model: nn.Module, student: nn.Module, plan: Plan, inputs: Sequence[Any]
     first = samples[0][0]
     return Seen(
         "samples held out of the data" if data is not None else "the example inputs", len(samples), _array(first[0]),
-        tuple(View(name, *fields.get(name, (None, None)), maps.get(name, ())) for name in shown),
+        tuple(View(site, *fields.get(place, (None, None)), maps.get(place, ()))
+              for site, place in places.items() if place in shown),
         {site: apart[place] for site, place in places.items() if place in apart}, missing=missing,
     )  # fmt: skip
 
