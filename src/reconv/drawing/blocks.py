@@ -47,17 +47,20 @@ class Figure:
         return f'<g transform="translate({x:.1f} {y:.1f})">{self.svg}</g>'
 
 
-def svg(blocks: Sequence[tuple[str, Block, Sequence[int]]], label: str) -> str:
+def svg(blocks: Sequence[tuple[str, Block, Sequence[int] | None]], label: str) -> str:
     """A picture of blocks, one below the other, each with its title and the shapes that go in and come out.
 
-    Args:    blocks: (title, block, input shape (N, C, *spatial)). label: what the picture shows, for those who hear it.
+    Args:    blocks: (title, block, input shape (N, C, *spatial), or None where it is not known).
+             label: what the picture shows, for those who hear it.
     Example:
              >>> svg([("before", ConvSpec(in_channels=4, out_channels=8, kernel_size=(3, 3)), (1, 4, 9, 9))], "")[:4]
              '<svg'
     """
     rows, y, width = [], float(MARGIN), 0.0
     for title, block, shape in blocks:
-        figure = _ended(figure_of(block), shape, output_shape(block, shape))
+        figure = figure_of(block)
+        if shape is not None:
+            figure = _ended(figure, shape, output_shape(block, shape))
         rows += [_text(MARGIN, y + 12, title, "bold"), figure.at(MARGIN, y + 22)]
         width, y = max(width, figure.width), y + 22 + figure.height + MARGIN
     size = f"{width + 2 * MARGIN:.0f} {y:.0f}"

@@ -18,10 +18,10 @@ KINDS = {  # what is looked for in the name of a kind, in this order, and an ind
 SHARED = "dilated, transposed, deformable"  # they share a colour
 SEVERAL, REST = "several kinds", "all that is no convolution"
 STYLE = """
-.strip text { font: 13px system-ui, sans-serif; fill: #24292f } .strip .on { font-size: 12px; fill: #fff }
+.strip text { font: 13px system-ui, sans-serif; fill: currentColor } .strip .on { font-size: 12px; fill: #fff }
 .strip .dark { fill: #1b1f24 } .strip .head { font-weight: 600 } .strip rect { stroke: #fff; stroke-width: .6 }
 .strip .other { fill: #8c959f } .strip .saved { fill: none; stroke: #8c959f; stroke-dasharray: 4 3 }
-@media (prefers-color-scheme: dark) { .strip text { fill: #e6edf3 } .strip rect { stroke: #0d1117 } }
+@media (prefers-color-scheme: dark) { .strip rect { stroke: #0d1117 } }
 """
 
 

@@ -22,7 +22,8 @@ pre { padding: .6rem .8rem; background: var(--soft); overflow-x: auto; font-size
 figure { margin: 0 0 1rem; } figure svg { max-width: none; } .strip { width: 100%; min-width: 44rem; }
 .front svg { width: 100%; max-width: 50rem; min-width: 32rem; }
 summary { cursor: pointer; padding: .3rem 0; overflow-wrap: anywhere; }
-details.layer { border-bottom: 1px solid var(--line); } details.layer summary { display: flex; flex-wrap: wrap; gap: 0 1rem; }
+details.layer { border-bottom: 1px solid var(--line); }
+details.layer summary { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 details.layer summary::before { content: "▸"; } details.layer[open] summary::before { content: "▾"; }
 details.layer summary .number { margin-left: auto; } details.layer > div, details.layer > p { margin: .4rem 0 .8rem; }
 .taken { font-weight: 600; }

@@ -25,6 +25,7 @@ from reconv.surgery.watched import watched
 SAMPLES, VIEWS, CHANNELS = 8, 4, 6  # that are looked at; layers that are drawn; channels of each
 NUMBERS = 2**19  # of input whose gradients are asked for at once
 T = TypeVar("T")
+Networks = tuple[nn.Module, nn.Module]  # the original and the rewritten one
 
 
 def look(model: nn.Module, student: nn.Module, plan: Plan, inputs: Sequence[Any], data: Feed | None,
@@ -36,7 +37,7 @@ def look(model: nn.Module, student: nn.Module, plan: Plan, inputs: Sequence[Any]
     missing: dict[str, str] = {}
     with seeded(seed):
         samples = _noted(missing, "samples", lambda: _samples(inputs, data, seed)) or []
-        both = tuple(clone(net).eval() for net in (model, student))
+        both = (clone(model).eval(), clone(student).eval())
         places = _noted(missing, "layers", lambda: _places(both, plan, samples[0], sites)) if samples else None
         if not places:
             return Seen(missing=missing or {"layers": "no layer of both networks gives the same shape"})
@@ -80,7 +81,7 @@ def _samples(inputs: Sequence[Any], data: Feed | None, seed: int) -> list[tuple[
     return [batch.rows(slice(i, i + 1)).inputs for batch in data.head(SAMPLES, seed) for i in range(len(batch))]
 
 
-def _places(both: tuple[nn.Module, nn.Module], plan: Plan, sample: Sequence[Any], sites: Sequence[str]) -> dict[str, str]:
+def _places(both: Networks, plan: Plan, sample: Sequence[Any], sites: Sequence[str]) -> dict[str, str]:
     """By site, in the order of their runs, the module whose outputs mean the same in both networks.
 
     What a block absorbed runs before it or behind it; what the last of them gives, the block gives.
@@ -120,7 +121,7 @@ def _spread(names: Sequence[str]) -> list[str]:
 
 # -- what they give ---------------------------------------------------------------------------------------
 @torch.no_grad()
-def _apart(both: tuple[nn.Module, nn.Module], names: Sequence[str], samples: Sequence[Any]) -> dict[str, float]:
+def _apart(both: Networks, names: Sequence[str], samples: Sequence[Any]) -> dict[str, float]:
     """Sample by sample, since all layers' outputs of one are much already."""
     sums = {name: [0.0, 0.0] for name in names}
     with watched(both[0], names) as theirs, watched(both[1], names) as ours:
@@ -134,7 +135,7 @@ def _apart(both: tuple[nn.Module, nn.Module], names: Sequence[str], samples: Seq
 
 
 @torch.no_grad()
-def _maps(both: tuple[nn.Module, nn.Module], names: Sequence[str], sample: Sequence[Any]
+def _maps(both: Networks, names: Sequence[str], sample: Sequence[Any]
           ) -> dict[str, tuple[tuple[int, Array, Array], ...]]:  # fmt: skip
     """The channels that vary most in the original network."""
     with watched(both[0], names) as theirs, watched(both[1], names) as ours:
@@ -147,11 +148,12 @@ def _maps(both: tuple[nn.Module, nn.Module], names: Sequence[str], sample: Seque
     return found
 
 
-def _fields(both: tuple[nn.Module, nn.Module], names: Sequence[str], samples: Sequence[Any]
+def _fields(both: Networks, names: Sequence[str], samples: Sequence[Any]
             ) -> dict[str, tuple[Field | None, Field | None]]:  # fmt: skip
     size = samples[0][0][0].numel()
     few = samples[: max(1, NUMBERS // size)]
-    inputs = tuple(torch.cat(column) if isinstance(column[0], Tensor) else column[0] for column in zip(*few, strict=True))
+    columns = zip(*few, strict=True)
+    inputs = tuple(torch.cat(each) if isinstance(each[0], Tensor) else each[0] for each in columns)
     then, now = (effective_fields(net, inputs, names) for net in both)
     return {name: (_field(then.get(name)), _field(now.get(name))) for name in names}
 
