@@ -16,7 +16,7 @@ def again(settings: Mapping[str, Any]) -> str:
     rows = [[name, value] for name, value in _flat(settings)]
     lines = commands(settings)
     shown = f"<pre>{escape(chr(10).join(lines))}</pre>" if lines else ""
-    return "<h2>Settings and versions</h2>" + shown + table(("setting", "value"), rows, codes=(1,), long=1)
+    return "<h2>Settings and versions</h2>" + shown + table(("setting", "value"), rows, codes=(1,), long=(1,))
 
 
 def commands(settings: Mapping[str, Any]) -> list[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reconv.costing.render import human
 from reconv.costing.summary import Row, Summary
 from reconv.drawing.strip import REST, Cell, Strip, strip
-from reconv.reporting.html import measured
+from reconv.reporting.html import measured, named
 
 MACS, LATENCY = "MACs", "ms"
 
@@ -62,7 +62,7 @@ def _cell(row: Row, unit: str) -> Cell:
         told.insert(1, f"{measured(row.latency_ms, row.latency_spread_ms)} ms")
     short = "×".join(map(str, row.spec.kernel_size))
     cost = row.latency_ms if unit == LATENCY else float(row.macs)
-    return Cell(row.name or "the network itself", row.kind, cost or 0.0, short, ", ".join(told))
+    return Cell(named(row.name), row.kind, cost or 0.0, short, ", ".join(told))
 
 
 def _rest(summary: Summary, unit: str) -> list[Cell]:

@@ -10,12 +10,12 @@ from reconv.costing.render import human
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), codes: Sequence[int] = (),
-          long: int | None = None) -> str:  # fmt: skip
-    """`numbers` and `codes` are columns; the column `long` may break its text."""
+          long: Sequence[int] = ()) -> str:  # fmt: skip
+    """`numbers`, `codes` and `long` are columns; the long ones may break their text."""
 
     def cell(column: int, text: str, tag: str = "td") -> str:
         shown = f"<code>{escape(text)}</code>" if column in codes and text and tag == "td" else escape(text)
-        kind = "number" if column in numbers else "long" if column == long else ""
+        kind = "number" if column in numbers else "long" if column in long else ""
         return f'<{tag} class="{kind}">{shown}</{tag}>' if kind else f"<{tag}>{shown}</{tag}>"
 
     head = "".join(cell(i, text, "th") for i, text in enumerate(heads))
@@ -30,7 +30,12 @@ def fold(title: str, body: str, kind: str = "", name: str = "") -> str:
 
 
 def codes(names: Iterable[str]) -> str:
-    return ", ".join(f"<code>{escape(name)}</code>" for name in names)
+    return ", ".join(f"<code>{escape(named(name))}</code>" for name in names)
+
+
+def named(site: str) -> str:
+    """A layer's name; that of a network which is one layer is empty."""
+    return site or "the network itself"
 
 
 def number(value: float | None) -> str:

@@ -11,35 +11,35 @@ from reconv.drawing.picture import picture
 from reconv.planning.considered import TAKEN, Considered
 from reconv.planning.plan import Edit, Plan
 from reconv.reporting.costs import cost_of, rows_of
-from reconv.reporting.html import fold, inline, measured, number, table
+from reconv.reporting.html import fold, inline, measured, named, number, table
 from reconv.reporting.seen import Seen
 from reconv.ruleset import rule_named
 from reconv.spec import Block
 
-MOST = 40  # proposals of a layer that are listed; plan.json has all
+MOST = 12  # proposals of a layer that are listed; plan.json has all
 Shape = tuple[int, ...]
 
 
 def changed(before: Summary | None, after: Summary | None, plan: Plan, seen: Seen) -> str:
     """The layers with edits: a table, and one after the other."""
-    groups = _by_site(plan)
+    groups = _by_site(plan, before)
     cards = "<h2>Layer by layer</h2>" + _cards(groups, before, after, plan, seen) if groups else ""
     return edits(before, after, plan, seen) + cards
 
 
 def edits(before: Summary | None, after: Summary | None, plan: Plan, seen: Seen | None = None) -> str:
     """What each layer became, as a table."""
-    groups, seen = _by_site(plan), seen or Seen()
+    groups, seen = _by_site(plan, before), seen or Seen()
     if not groups:
         return "<h2>Layers</h2><p>No layer was changed.</p>"
-    heads = ["layer", "was", "became", "rules", "error alone", "was, ms", "now, ms", "its output is off by"]
+    heads = ["layer", "was", "became", "rules", "error alone", "was, ms", "now, ms", "own error"]
     heads += ["score alone"] if seen.scores else []
     rows = [_cells(site, made, before, after, plan, seen) for site, made in groups.items()]
     note = ("<p class='note'>Error alone: ‖student − teacher‖ / ‖teacher‖ of the network's output with this layer "
-            "alone rewritten, not recovered. How far its own output is off is of the final network, on the samples "
-            "below. ± is half of the range in which the middle half of all calls lies.</p>")  # fmt: skip
+            "alone rewritten, not recovered. Own error: the same of what the layer gives in the final network, on the "
+            "samples below. ± is half of the range in which the middle half of all calls lies.</p>")  # fmt: skip
     return ("<h2>What each layer became</h2>"
-            + table(heads, rows, numbers=(4, 5, 6, 7, 8), codes=(0, 1, 2), long=2) + note)  # fmt: skip
+            + table(heads, rows, numbers=(4, 5, 6, 7, 8), codes=(0, 1, 2), long=(2,)) + note)  # fmt: skip
 
 
 def unchanged(plan: Plan) -> str:
@@ -48,16 +48,22 @@ def unchanged(plan: Plan) -> str:
     sites = [site for site in dict.fromkeys(one.site for one in plan.considered) if site not in edited]
     if not sites:
         return ""
-    parts = [fold(f"<code>{escape(site)}</code> <span>{_offers(plan.explain(site))}</span>",
+    parts = [fold(f"<code>{escape(named(site))}</code> <span>{_offers(plan.explain(site))}</span>",
                   _considered(plan.explain(site)), "layer") for site in sites]  # fmt: skip
     return "<h2>Layers that stay as they are</h2>" + "".join(parts)
 
 
-def _by_site(plan: Plan) -> dict[str, list[Edit]]:
+def _by_site(plan: Plan, before: Summary | None) -> dict[str, list[Edit]]:
+    """In the order in which the layers run, where that is known."""
     groups: dict[str, list[Edit]] = {}
     for edit in plan.edits:
         groups.setdefault(edit.site, []).append(edit)
-    return groups
+    order = {row.name: i for i, row in reversed(list(enumerate(before.rows if before else ())))}
+
+    def place(site: str) -> int:
+        return min((order[row.name] for row in rows_of(before, site)), default=len(order))
+
+    return {site: groups[site] for site in sorted(groups, key=place)}
 
 
 # -- the table ----------------------------------------------------------------------------------------------
@@ -66,8 +72,9 @@ def _cells(site: str, edits: Sequence[Edit], before: Summary | None, after: Summ
     was, now = cost_of(before, site), cost_of(after, site)
     errors = [edit.error for edit in edits if edit.error is not None]
     latency = next((edit.latency_ms for edit in reversed(edits) if edit.latency_ms is not None), None)
-    cells = [site, _spec_text(before, site) or plan.sites.get(site, ""), str(edits[-1].block),
-             ", ".join(edit.rule for edit in edits), number(max(errors, default=None)), measured(was.latency_ms, was.spread_ms) if was else "unknown",
+    cells = [named(site), _spec_text(before, site) or plan.sites.get(site, ""), str(edits[-1].block),
+             ", ".join(edit.rule for edit in edits), number(max(errors, default=None)),
+             measured(was.latency_ms, was.spread_ms) if was else "unknown",
              measured(now.latency_ms, now.spread_ms) if now and now.latency_ms is not None else number(latency),
              number(seen.apart.get(site))]  # fmt: skip
     return cells + ([number(seen.scores.get(site))] if seen.scores else [])
@@ -89,10 +96,10 @@ def _cards(groups: Mapping[str, Sequence[Edit]], before: Summary | None, after: 
         blocks = _blocks(site, edits, before)
         first = drawn.setdefault(tuple(blocks), (name, site))
         if first[0] == name:
-            label = f"{site or 'The network'}, before and after"
+            label = f"{named(site)}, before and after"
             shown = f'<div class="wide">{inline(picture(blocks, label))}</div>'
         else:
-            shown = f'<p>The same picture as of <a href="#{first[0]}"><code>{escape(first[1])}</code></a>.</p>'
+            shown = f'<p>The same picture as of <a href="#{first[0]}"><code>{escape(named(first[1]))}</code></a>.</p>'
         offers = tuple(one for one in plan.considered if one.site == site)
         body = shown + _why(site, edits, offers, before) + _considered(offers)
         parts.append(fold(_title(site, edits, before, after), body, "layer", name))
@@ -107,7 +114,7 @@ def _title(site: str, edits: Sequence[Edit], before: Summary | None, after: Summ
     elif was and now:
         figures = f"{number(was.macs)} → {number(now.macs)} MACs"
     rules = ", ".join(edit.rule for edit in edits)
-    return f'<code>{escape(site)}</code> <span>{escape(rules)}</span> <span class="number">{figures}</span>'
+    return f'<code>{escape(named(site))}</code> <span>{escape(rules)}</span> <span class="number">{figures}</span>'
 
 
 def _blocks(site: str, edits: Sequence[Edit], before: Summary | None) -> list[tuple[str, Block, Shape | None]]:
@@ -145,12 +152,16 @@ def _offers(offers: Sequence[Considered]) -> str:
 
 
 def _considered(offers: Sequence[Considered]) -> str:
-    """The fastest first, those that were not measured last."""
+    """Those that came furthest: what was taken, what was tried in the network, then the fastest."""
     if not offers:
         return ""
-    order = sorted(offers, key=lambda one: (one.verdict != TAKEN, one.latency_ms is None, one.latency_ms or 0.0))
+    order = sorted(offers, key=lambda one: (one.verdict != TAKEN, one.error is None, one.latency_ms is None,
+                                            one.latency_ms or 0.0))  # fmt: skip
     rows = [[one.rule, str(one.block), number(one.latency_ms), number(one.fit_error), number(one.error), one.verdict]
             for one in order[:MOST]]  # fmt: skip
-    more = f"<p class='note'>{len(order) - MOST} more in plan.json.</p>" if len(order) > MOST else ""
+    known = [one.latency_ms for one in order[:MOST] if one.latency_ms is not None]
+    notes = ["Below 0 ms: it makes other layers cheaper, too."] if min(known, default=0) < 0 else []
+    notes += [f"{len(order) - MOST} more: reconv plan RUN_FOLDER --explain SITE."] if len(order) > MOST else []
+    more = f"<p class='note'>{' '.join(notes)}</p>" if notes else ""
     return table(("rule", "block", "ms", "error of the fit", "error of the output", "why, or why not"), rows,
-                 numbers=(2, 3, 4), codes=(1,), long=5) + more  # fmt: skip
+                 numbers=(2, 3, 4), codes=(1,), long=(1, 5)) + more  # fmt: skip

@@ -10,7 +10,7 @@ from reconv.drawing.heat import over
 from reconv.drawing.maps import tiles
 from reconv.errors import ConvError
 from reconv.reporting.costs import rows_of
-from reconv.reporting.html import fold, image, number
+from reconv.reporting.html import fold, image, named, number
 from reconv.reporting.seen import Field, Seen, View
 
 HOW = "reconv report RUN_FOLDER"
@@ -41,7 +41,7 @@ def _apart(seen: Seen) -> str:
     if not seen.apart:
         return ""
     most = max(seen.apart.values()) or 1.0
-    rows = [f"<tr><td><code>{escape(site or 'the network itself')}</code></td><td class='number'>{number(apart)}</td>"
+    rows = [f"<tr><td><code>{escape(named(site))}</code></td><td class='number'>{number(apart)}</td>"
             f"<td><span class='bar' style='width: {12 * min(1.0, apart / most):.2f}rem'></span></td></tr>"
             for site, apart in seen.apart.items()]  # fmt: skip
     head = "<thead><tr><th>layer</th><th class='number'>off by</th><th></th></tr></thead>"
@@ -80,7 +80,7 @@ def _fields(seen: Seen, before: Summary | None, after: Summary | None) -> str:
     return ("<h3>Receptive fields</h3><p class='note'>How much each position of the input moves the middle of the "
             "layer's output: the mean size of the gradient (Luo et al. 2016, arXiv:1701.04128), drawn over the first "
             "sample. Along each axis 95 % of it lies in the frame; the theoretical field is all that could count.</p>"
-            f"<div class='views'>{''.join(figures)}</div>")  # fmt: skip
+            f"<div class='views fields'>{''.join(figures)}</div>")  # fmt: skip
 
 
 def _extent(field: Field) -> str:
@@ -96,5 +96,5 @@ def _theory(summary: Summary | None, site: str) -> str:
 
 def _figure(name: str, note: str, pair: Sequence[tuple[str, str]]) -> str:
     shown = "".join(f"<div><span>{escape(title)}</span>{picture}</div>" for title, picture in pair)
-    caption = f"<code>{escape(name or 'the network itself')}</code>" + (f", {escape(note)}" if note else "")
+    caption = f"<code>{escape(named(name))}</code>" + (f", {escape(note)}" if note else "")
     return f"<figure><figcaption>{caption}</figcaption><div class='pair'>{shown}</div></figure>"

@@ -92,8 +92,10 @@ def costs(before: Summary | None, after: Summary | None) -> str:
     known = [one for one in (before, after) if one is not None]
     if not any(one.rows for one in known):
         return ""
-    what = "milliseconds, each convolution timed by itself" if unit_of(*known) == LATENCY else "multiply-accumulates"
-    return (f"<h2>Where the cost lies</h2><p class='note'>Areas are {what}; both networks are drawn on one scale.</p>"
+    what = "milliseconds, both networks on one scale" if unit_of(*known) == LATENCY else "multiply-accumulates"
+    timed = (" Each convolution was timed by itself: in the network they may take less than their sum, where several "
+             "are computed in one call.") if unit_of(*known) == LATENCY else ""  # fmt: skip
+    return (f"<h2>Where the cost lies</h2><p class='note'>Areas are {what}.{timed}</p>"
             f'<figure class="wide">{inline(costs_svg(before, after))}</figure>')  # fmt: skip
 
 

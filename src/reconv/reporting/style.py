@@ -11,16 +11,16 @@ h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; marg
 .facts li { flex: 1 1 9rem; padding: .6rem .8rem; border: 1px solid var(--line); border-radius: 6px; }
 .facts strong { display: block; font-size: 1.5rem; line-height: 1.2; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .86rem; }
+th, td { padding: .3rem .4rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { background: linear-gradient(var(--soft), var(--soft)), Canvas; }
 .number { text-align: right; } td.number { white-space: nowrap; }
-.wide code { white-space: nowrap; } .wide .long { min-width: 18rem; overflow-wrap: anywhere; }
+.wide code { white-space: nowrap; } .wide .long { min-width: 15rem; overflow-wrap: anywhere; }
 .wide .long code { white-space: normal; }
 .wide tr > :first-child { position: sticky; left: 0; background-color: Canvas; }
 pre { padding: .6rem .8rem; background: var(--soft); overflow-x: auto; font-size: .9rem; }
 figure { margin: 0 0 1rem; } figure svg { max-width: none; } .strip { width: 100%; min-width: 44rem; }
-.front svg { width: 100%; max-width: 50rem; min-width: 32rem; }
+.front svg { width: auto; height: 20rem; max-width: none; }
 summary { cursor: pointer; padding: .3rem 0; overflow-wrap: anywhere; }
 details.layer { border-bottom: 1px solid var(--line); }
 details.layer summary { display: flex; flex-wrap: wrap; gap: 0 1rem; }
@@ -31,13 +31,14 @@ details.layer summary .number { margin-left: auto; } details.layer > div, detail
 .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
 .views figure { margin: 0; min-width: 0; } .views img { max-width: 100%; height: auto; image-rendering: pixelated; }
 .views .pair { display: flex; flex-wrap: wrap; gap: .6rem; } .views .pair > div { flex: 0 1 auto; max-width: 100%; }
+.fields .pair > div { width: 12rem; } .fields img { max-width: none; }
 .views figcaption, .views .pair span { font-size: .9rem; } .views .pair span { display: block; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; }
   details::details-content { content-visibility: visible; display: block; height: auto; }
   details.layer summary::before { content: none; } summary { list-style: none; font-weight: 600; }
   .wide { overflow: visible; } .strip { min-width: 0; } figure svg { max-width: 100%; height: auto; }
-  .wide code, td.number { white-space: normal; overflow-wrap: anywhere; } .wide .long { min-width: 0; }
+  .wide code { white-space: normal; overflow-wrap: break-word; } .wide .long { min-width: 0; }
   .wide tr > :first-child { position: static; } tr, figure, .facts li { break-inside: avoid; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
