@@ -47,7 +47,7 @@ def report(
             check_ref(base)
     check_holdout(holdout)
     held = read_run(run)
-    asked = any(flag is not None for flag in (base, weights, input, data, evaluate)) or trust_code
+    asked = any(flag is not None for flag in (base, weights, input, data, mean, std, evaluate)) or trust_code
     given = {"input": input or [], "data": data, "mean": mean, "std": std}
     flags = {**_as_then(held.config, trust_code), **{name: value for name, value in given.items() if value}}
     try:

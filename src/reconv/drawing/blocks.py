@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -65,7 +66,7 @@ def svg(blocks: Sequence[tuple[str, Block, Sequence[int] | None]], label: str) -
         width, y = max(width, figure.width), y + 22 + figure.height + MARGIN
     size = f"{width + 2 * MARGIN:.0f} {y:.0f}"
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" width="{width + 2 * MARGIN:.0f}" role="img" '
-            f'aria-label="{escape(label)}"><style>{STYLE}</style>\n' + "\n".join(rows) + "\n</svg>\n")  # fmt: skip
+            f'aria-label="{html.escape(label)}"><style>{STYLE}</style>\n' + "\n".join(rows) + "\n</svg>\n")  # fmt: skip
 
 
 def figure_of(block: Block) -> Figure:

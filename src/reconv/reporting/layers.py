@@ -8,13 +8,14 @@ from html import escape
 
 from reconv.costing.summary import Summary
 from reconv.drawing.picture import picture
+from reconv.errors import ConvError
 from reconv.planning.considered import TAKEN, Considered
 from reconv.planning.plan import Edit, Plan
 from reconv.reporting.costs import cost_of, rows_of
 from reconv.reporting.html import fold, inline, measured, named, number, table
 from reconv.reporting.seen import Seen
 from reconv.ruleset import rule_named
-from reconv.spec import Block
+from reconv.spec import Block, output_shape
 
 MOST = 12  # proposals of a layer that are listed; plan.json has all
 Shape = tuple[int, ...]
@@ -118,11 +119,20 @@ def _title(site: str, edits: Sequence[Edit], before: Summary | None, after: Summ
 
 
 def _blocks(site: str, edits: Sequence[Edit], before: Summary | None) -> list[tuple[str, Block, Shape | None]]:
+    """What to draw; with the input, where it is one that the block takes."""
     rows = list(rows_of(before, site))
-    shape = rows[0].input_shape if rows else None
-    batched = shape if rows and len(rows[0].input_shape) == rows[0].spec.spatial_dims + 2 else None
-    was: list[tuple[str, Block, Shape | None]] = [("before", rows[0].spec, batched)] if len(rows) == 1 else []
-    return [*was, ("after", edits[-1].block, batched)]
+    blocks = [("before", rows[0].spec)] if len(rows) == 1 else []
+    shape = rows[0].input_shape if rows else ()
+    return [(title, block, shape if _takes(block, shape) else None)
+            for title, block in (*blocks, ("after", edits[-1].block))]  # fmt: skip
+
+
+def _takes(block: Block, shape: Shape) -> bool:
+    try:
+        output_shape(block, shape)
+    except ConvError:
+        return False
+    return True
 
 
 def _why(site: str, edits: Sequence[Edit], offers: Sequence[Considered], before: Summary | None) -> str:

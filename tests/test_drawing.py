@@ -1,0 +1,153 @@
+"""Pictures as structures: strips whose lengths are costs, blocks and layers that show themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from cases import BLOCKS
+from kinds import KINDS
+from torch import nn
+
+import reconv
+from reconv.drawing.plot import COLOURS
+from reconv.drawing.strip import REST, WIDTH, Cell, Strip, pieces, strip
+from reconv.layers import Absorbed
+from reconv.spec import parse
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def cells(*costs: float, kind: str = "standard") -> list[Cell]:
+    return [Cell(f"layer{i}", kind, cost) for i, cost in enumerate(costs)]
+
+
+def drawn(*strips: Strip, unit: str = "ms") -> ElementTree.Element:
+    return ElementTree.fromstring(strip(strips, 'the "label" & all', unit))
+
+
+def areas(root: ElementTree.Element) -> list[tuple[str, float]]:
+    """(what a pointer over it says, its width) of all pieces."""
+    return [(group.findtext(f"{SVG}title") or "", float(group.find(f"{SVG}rect").get("width", "0")))
+            for group in root.iter(f"{SVG}g")]  # fmt: skip
+
+
+# -- strips ---------------------------------------------------------------------------------------------------
+def test_lengths_are_costs_on_one_scale():
+    root = drawn(Strip("before", cells(6, 2, 2)), Strip("after", cells(4, 1)))
+    assert [width for _, width in areas(root)] == [600, 200, 200, 400, 100]
+    assert root.get("aria-label") == 'the "label" & all'
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert "before: 10 ms" in words
+    assert "after: 5 ms, 50% of before" in words
+    assert "saved 50%" in words
+    (frame,) = [rect for rect in root.iter(f"{SVG}rect") if rect.get("class") == "saved"]
+    assert float(frame.get("width", "0")) == WIDTH / 2 - 2
+
+
+def test_what_became_dearer_is_longer():
+    root = drawn(Strip("before", cells(1)), Strip("after", cells(1, 3)))
+    assert [width for _, width in areas(root)] == [250, 250, 750]
+    assert not any("saved" in (text.text or "") for text in root.iter(f"{SVG}text"))
+
+
+def test_thousands_of_layers_are_gathered_and_it_is_said():
+    root = drawn(Strip("before", cells(*[1.0] * 5000)), Strip("after", cells(5000)))
+    found = areas(root)
+    assert len(found) < 200
+    assert sum(width for _, width in found[:-1]) == pytest.approx(WIDTH)
+    assert found[0][0] == "30 layers, 30 ms together: layer0, layer1, layer2, layer3, …, layer28, layer29"
+    (note,) = [text.text for text in root.iter(f"{SVG}text") if "too thin" in (text.text or "")]
+    assert note.startswith("5000 layers too thin to be seen by themselves are drawn together, in 167 pieces.")
+
+
+@pytest.mark.parametrize(
+    "costs, sizes",
+    [
+        ([], []),
+        ([0, 0], [2]),
+        ([9, 0, 9], [1, 1, 1]),
+        ([1, 1, 1, 1, 1, 1, 1], [6, 1]),
+        ([1, 9, 1, 1], [1, 1, 2]),
+        ([3, 3], [1, 1]),
+    ],
+)
+def test_only_neighbours_are_gathered(costs, sizes):
+    assert [len(piece) for piece in pieces(cells(*costs), 3)] == sizes
+
+
+@pytest.mark.parametrize(
+    "kind, colour",
+    [
+        ("standard", 0),
+        ("pointwise", 1),
+        ("depthwise", 2),
+        ("dilated depthwise", 2),
+        ("grouped", 3),
+        ("asymmetric", 4),
+        ("dilated", 5),
+        ("transposed", 5),
+        ("transposed pointwise", 5),
+        ("deformable", 5),
+        (REST, None),
+        ("something new", None),
+    ],
+)
+def test_kinds_have_colours(kind, colour):
+    root = drawn(Strip("before", cells(1, kind=kind)))
+    fills = {rect.get("fill") for rect in root.iter(f"{SVG}rect")}
+    assert fills == {None if colour is None else COLOURS[colour]}
+
+
+def test_every_kind_of_a_convolution_has_a_colour():
+    kinds = {spec.kind for case in BLOCKS.values() for spec in reconv.spec.convs(case.block)}
+    for kind in kinds:
+        assert "several" not in strip([Strip("", cells(1, kind=kind))], ""), kind
+
+
+def test_names_are_escaped():
+    name = "<script>\"'&"
+    root = drawn(Strip(name, [Cell(name, name, 1.0, name, name)]))
+    assert areas(root) == [(f"{name}: {name}", WIDTH)]
+    assert not list(root.iter(f"{SVG}script"))
+
+
+def test_nothing_to_draw():
+    assert areas(drawn(Strip("before", []))) == []
+    assert areas(drawn(Strip("before", cells(0)), Strip("after", []))) == [("layer0: 0 ms", 0)]
+
+
+# -- notebooks ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_shows_itself(name):
+    root = ElementTree.fromstring(BLOCKS[name].block._repr_svg_())
+    assert str(BLOCKS[name].block) in (root.get("aria-label") or "")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_layer_shows_its_block(name):
+    layer = KINDS[name].make()
+    assert layer._repr_svg_() == layer.block._repr_svg_()
+
+
+def test_layers_keep_the_repr_of_torch():
+    assert repr(reconv.nn.Conv2d(3, 4, 3)) == repr(nn.Conv2d(3, 4, 3))
+
+
+def test_a_layer_that_no_block_says_shows_its_repr():
+    chain = reconv.nn.SeparableConv2d(3, 4, 3, activation=nn.Softplus)
+    assert chain._repr_svg_() is None
+    assert not hasattr(Absorbed(), "_repr_svg_")
+
+
+def test_a_spec_shows_itself_before_anything_is_drawn():
+    script = ("import sys; from reconv.spec import parse; block = parse('ic3oc4k3x3');"
+              "assert 'reconv.drawing' not in sys.modules; assert block._repr_svg_().startswith('<svg');"
+              "assert 'torch' not in sys.modules")  # fmt: skip
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_picture_without_an_input_has_no_shapes():
+    assert "×9×" not in (parse("ic3oc4k3x3")._repr_svg_() or "")
