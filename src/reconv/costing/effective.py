@@ -41,7 +41,9 @@ def effective_fields(model: nn.Module, inputs: Sequence[Any], names: Sequence[st
 
 def _field(output: Tensor, first: Tensor) -> Tensor:
     """Of the middle of one output, which has its axes where the input has them."""
-    middle = output[(slice(None), slice(None), *(size // 2 for size in output.shape[2:]))]
+    middle = output
+    for size in output.shape[2:]:
+        middle = middle.select(2, size // 2)
     (gradient,) = torch.autograd.grad(middle.sum(), first, retain_graph=True)
     return gradient.abs().sum(1).mean(0)
 

@@ -83,7 +83,8 @@ def _totals_of(data: Mapping[str, Any]) -> Totals:
 
     names = ("macs", "activation_bytes", "latency_ms")
     states = {"params": "complete"} | {name: str(data[name]["state"]) for name in names}
-    return Totals(int(data["params"]), *(data[name]["value"] for name in names), data["latency_ms"]["spread"], states)
+    macs, activation_bytes, latency_ms = (data[name]["value"] for name in names)
+    return Totals(int(data["params"]), macs, activation_bytes, latency_ms, data["latency_ms"]["spread"], states)
 
 
 def _cells(summary: Summary) -> list[list[str]]:

@@ -56,8 +56,9 @@ def _maps(views: Sequence[View]) -> str:
     for view in views:
         if view.maps:
             channels = ", ".join(str(channel) for channel, _, _ in view.maps)
-            pair = [(when, image(tiles([each[place] for each in view.maps]), f"{when}: channels {channels}"))
-                    for when, place in (("before", 1), ("after", 2))]  # fmt: skip
+            _, then, now = zip(*view.maps, strict=True)
+            pair = [(when, image(tiles(arrays), f"{when}: channels {channels}"))
+                    for when, arrays in (("before", then), ("after", now))]  # fmt: skip
             figures.append(_figure(view.name, f"channels {channels}", pair))
     if not figures:
         return ""

@@ -126,11 +126,13 @@ def _apart(both: Networks, names: Sequence[str], samples: Sequence[Any]) -> dict
     sums = {name: [0.0, 0.0] for name in names}
     with watched(both[0], names) as theirs, watched(both[1], names) as ours:
         for sample in samples:
-            both[0](*fresh(sample)), both[1](*fresh(sample))
+            for net in both:
+                net(*fresh(sample))
             for name in theirs.keys() & ours.keys():
                 for i, part in enumerate(squared_distance(ours[name], theirs[name])):
                     sums[name][i] += part
-            theirs.clear(), ours.clear()
+            theirs.clear()
+            ours.clear()
     return {name: ratio(*pair) for name, pair in sums.items()}
 
 
@@ -139,7 +141,8 @@ def _maps(both: Networks, names: Sequence[str], sample: Sequence[Any]
           ) -> dict[str, tuple[tuple[int, Array, Array], ...]]:  # fmt: skip
     """The channels that vary most in the original network."""
     with watched(both[0], names) as theirs, watched(both[1], names) as ours:
-        both[0](*fresh(sample)), both[1](*fresh(sample))
+        for net in both:
+            net(*fresh(sample))
     found = {}
     for name in names:
         if theirs[name].ndim > 2 and theirs[name][0, 0].numel() > 1:
