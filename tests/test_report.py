@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commanded import reconv
+from nets import let_torchvision_import
 from PIL import Image
 from torch import Tensor, nn
 
@@ -163,6 +164,35 @@ def test_many_proposals_are_not_all_listed():
     assert "reason 12." in found
     assert "reason 13." not in found
     assert "18 more" in found
+
+
+def test_the_page_of_resnet50_is_small():
+    let_torchvision_import()
+    import timm
+
+    torch.manual_seed(0)
+    model, image = timm.create_model("resnet50", pretrained=False).eval(), torch.randn(1, 3, 224, 224)
+    before = summary(model, image)
+    folds, smaller, offers = [], [], []
+    for row in before.rows:
+        spec, block = row.spec, row.spec.replace(bias=True)
+        if row.name in ("layer2.1.conv2", "layer3.1.conv2"):
+            half = spec.out_channels // 2
+            block = parse(f"ic{spec.in_channels}oc{half}k1x3p0x1nb -> ic{half}oc{spec.out_channels}k3x1p1x0")
+            smaller.append(Edit(row.name, "asymmetric", parse(f"{block}nb"), 0.05))
+        norm = row.name.replace("conv", "bn").replace("downsample.0", "downsample.1")
+        folds.append(Edit(row.name, "fold_batch_norm", block, 0.0, absorbs=(norm,)))
+        offers += [Considered(row.name, "bottleneck", block, 0.5 + i, 1e9, 1e6, 1e7, 0.1, 0.01 * i,
+                              f"another fits as well and costs no more ({i})") for i in range(40)]  # fmt: skip
+    made = Plan((*smaller, *folds), considered=tuple(offers))
+    student = apply(model, made, image)
+    seen = look(model, student, made, (image,), None, [row.name for row in before.rows])
+    assert not seen.missing
+    assert len(seen.apart) == 53
+    assert [view.name for view in seen.views] == ["layer2.1.conv2", "layer3.1.conv2"]
+    text = page(before, summary(student, image), made, {}, 0.5, seen)
+    assert len(Checked(text).images) == 8
+    assert len(text.encode()) < 3 * 2**20
 
 
 def test_nothing_from_outside_is_run_or_breaks_the_page():

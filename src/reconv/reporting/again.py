@@ -23,7 +23,7 @@ def commands(settings: Mapping[str, Any]) -> list[str]:
     """What to type into a shell, or into Python where the run was begun there.
 
     Example:
-             >>> commands({"model": {"ref": "a b.py:net"}, "settings": {"budget": "latency=0.5", "input": ["1x3x9x9"]}})
+             >>> commands({"model": {"ref": "a b.py:net"}, "settings": {"input": ["1x3x9x9"], "budget": "latency=0.5"}})
              ["reconv rewrite 'a b.py:net' --input 1x3x9x9 --budget latency=0.5"]
              >>> commands({"budget": "macs=0.5", "seed": 0})
              ["reconv.rewrite(model, example_inputs, budget='macs=0.5', seed=0)"]

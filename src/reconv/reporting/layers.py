@@ -24,8 +24,12 @@ Shape = tuple[int, ...]
 def changed(before: Summary | None, after: Summary | None, plan: Plan, seen: Seen) -> str:
     """The layers with edits: a table, and one after the other."""
     groups = _by_site(plan, before)
-    cards = "<h2>Layer by layer</h2>" + _cards(groups, before, after, plan, seen) if groups else ""
-    return edits(before, after, plan, seen) + cards
+    if not groups:
+        return edits(before, after, plan)
+    how = "" if seen.scores else ("<p class='note'>The score with each layer rewritten alone: <code>reconv report "
+                                  "RUN_FOLDER --evaluate module:callable</code>.</p>")  # fmt: skip
+    return (edits(before, after, plan, seen) + how + "<h2>Layer by layer</h2>"
+            + _cards(groups, before, after, plan))  # fmt: skip
 
 
 def edits(before: Summary | None, after: Summary | None, plan: Plan, seen: Seen | None = None) -> str:
@@ -87,8 +91,7 @@ def _spec_text(before: Summary | None, site: str) -> str:
 
 
 # -- one layer ----------------------------------------------------------------------------------------------
-def _cards(groups: Mapping[str, Sequence[Edit]], before: Summary | None, after: Summary | None, plan: Plan,
-           seen: Seen) -> str:  # fmt: skip
+def _cards(groups: Mapping[str, Sequence[Edit]], before: Summary | None, after: Summary | None, plan: Plan) -> str:
     """A picture that several layers share is drawn for the first of them."""
     drawn: dict[object, tuple[str, str]] = {}
     parts = []

@@ -110,7 +110,8 @@ def _shapes(net: nn.Module, names: Sequence[str], sample: Sequence[Any]) -> dict
 
 
 def _changed(places: Mapping[str, str], plan: Plan) -> set[str]:
-    return {places[edit.site] for edit in plan.edits if edit.site in places}
+    """Where outputs may have changed; else where anything has."""
+    return {places[edit.site] for edit in altering(plan, RULES) or plan.edits if edit.site in places}
 
 
 def _spread(names: Sequence[str]) -> list[str]:
