@@ -189,9 +189,9 @@ def test_the_page_of_resnet50_is_small():
     seen = look(model, student, made, (image,), None, [row.name for row in before.rows])
     assert not seen.missing
     assert len(seen.apart) == 53
-    assert [view.name for view in seen.views] == ["layer2.1.conv2", "layer3.1.conv2"]
+    assert {"layer2.1.conv2", "layer3.1.conv2", "layer4.2.conv3"} < {view.name for view in seen.views}
     text = page(before, summary(student, image), made, {}, 0.5, seen)
-    assert len(Checked(text).images) == 8
+    assert len(Checked(text).images) == 16
     assert len(text.encode()) < 3 * 2**20
 
 
@@ -245,8 +245,8 @@ def test_how_far_layers_are_apart_and_what_they_give():
     assert apart["0"] == 0
     assert apart["3"] == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
     assert seen.count == 5
-    (view,) = seen.views
-    assert view.name == "3"
+    first, view = seen.views
+    assert (first.name, view.name) == ("0", "3")
     for channel, was, became in view.maps:
         sample = [i for i in range(5) if np.array_equal(seen.image, DATA[i].numpy())]
         np.testing.assert_allclose(was, then[sample[0], channel].numpy(), atol=1e-5)

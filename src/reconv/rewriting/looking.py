@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ def look(model: nn.Module, student: nn.Module, plan: Plan, inputs: Sequence[Any]
             return Seen(missing=missing or {"layers": "no layer of both networks gives the same shape"})
         names = list(dict.fromkeys(places.values()))
         apart = _noted(missing, "distances", lambda: _apart(both, names, samples)) or {}
-        shown = _spread([place for place in names if place in _changed(places, plan)] or names)
+        shown = _shown(names, {places[edit.site] for edit in altering(plan, RULES) if edit.site in places})
         maps = _noted(missing, "feature maps", lambda: _maps(both, shown, samples[0])) or {}
         fields = _noted(missing, "receptive fields", lambda: _fields(both, shown, samples)) or {}
     first = samples[0][0]
@@ -109,14 +109,16 @@ def _shapes(net: nn.Module, names: Sequence[str], sample: Sequence[Any]) -> dict
     return {name: tuple(tensor.shape) for name, tensor in seen.items()}
 
 
-def _changed(places: Mapping[str, str], plan: Plan) -> set[str]:
-    """Where outputs may have changed; else where anything has."""
-    return {places[edit.site] for edit in altering(plan, RULES) or plan.edits if edit.site in places}
+def _shown(names: Sequence[str], changed: Collection[str]) -> list[str]:
+    """Those to draw, in their order: the changed ones, and others where there are few of them."""
+    first = _spread([name for name in names if name in changed], VIEWS)
+    others = _spread([name for name in names if name not in changed], VIEWS - len(first))
+    return sorted({*first, *others}, key=names.index)
 
 
-def _spread(names: Sequence[str]) -> list[str]:
-    """A few of them, evenly over the depth, the last among them."""
-    count = min(VIEWS, len(names))
+def _spread(names: Sequence[str], most: int) -> list[str]:
+    """So many of them, evenly over the depth, the last among them."""
+    count = min(most, len(names))
     return [names[round((i + 1) * len(names) / count) - 1] for i in range(count)]
 
 
