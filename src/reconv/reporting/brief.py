@@ -9,6 +9,7 @@ from reconv.costing.summary import Summary
 from reconv.planning.plan import Plan
 from reconv.reporting.layers import edits
 from reconv.reporting.page import costs, figures, verdict
+from reconv.reporting.seen import Seen
 
 
 def plan_html(plan: Plan) -> str:
@@ -17,7 +18,7 @@ def plan_html(plan: Plan) -> str:
 
 
 def result_html(before: Summary | None, after: Summary | None, plan: Plan, settings: Mapping[str, Any],
-                error: float | None) -> str:  # fmt: skip
+                error: float | None, seen: Seen | None) -> str:  # fmt: skip
     """The verdict, the figures, both networks as strips, and what each layer became."""
     return (verdict(plan, settings) + figures(before, after, plan, error, settings) + costs(before, after)
-            + edits(before, after, plan))  # fmt: skip
+            + edits(before, after, plan, seen))  # fmt: skip

@@ -37,14 +37,15 @@ def edits(before: Summary | None, after: Summary | None, plan: Plan, seen: Seen 
     groups, seen = _by_site(plan, before), seen or Seen()
     if not groups:
         return "<h2>Layers</h2><p>No layer was changed.</p>"
-    heads = ["layer", "was", "became", "rules", "error alone", "was, ms", "now, ms", "own error"]
-    heads += ["score alone"] if seen.scores else []
     rows = [_cells(site, made, before, after, plan, seen) for site, made in groups.items()]
-    note = ("<p class='note'>Error alone: ‖student − teacher‖ / ‖teacher‖ of the network's output with this layer "
-            "alone rewritten, not recovered. Own error: the same of what the layer gives in the final network, on the "
-            "samples below. ± is half of the range in which the middle half of all calls lies.</p>")  # fmt: skip
-    return ("<h2>What each layer became</h2>"
-            + table(heads, rows, numbers=(4, 5, 6, 7, 8), codes=(0, 1, 2), long=(2,)) + note)  # fmt: skip
+    notes = ["Error alone: ‖student − teacher‖ / ‖teacher‖ of the network's output with this layer alone rewritten, not "
+             "recovered."]  # fmt: skip
+    if seen.apart:
+        notes.append("Own error: the same of what the layer gives in the final network, on the samples.")
+    if before is not None:
+        notes.append("± is half of the range in which the middle half of all calls lies.")
+    shown = table(list(rows[0]), [list(row.values()) for row in rows], numbers=range(4, 9), codes=(0, 1, 2), long=(2,))
+    return f"<h2>What each layer became</h2>{shown}<p class='note'>{' '.join(notes)}</p>"
 
 
 def unchanged(plan: Plan) -> str:
@@ -73,16 +74,20 @@ def _by_site(plan: Plan, before: Summary | None) -> dict[str, list[Edit]]:
 
 # -- the table ----------------------------------------------------------------------------------------------
 def _cells(site: str, edits: Sequence[Edit], before: Summary | None, after: Summary | None, plan: Plan,
-           seen: Seen) -> list[str]:  # fmt: skip
+           seen: Seen) -> dict[str, str]:  # fmt: skip
+    """By the head of their column; columns of what was not looked at are left out."""
     was, now = cost_of(before, site), cost_of(after, site)
     errors = [edit.error for edit in edits if edit.error is not None]
     latency = next((edit.latency_ms for edit in reversed(edits) if edit.latency_ms is not None), None)
-    cells = [named(site), _spec_text(before, site) or plan.sites.get(site, ""), str(edits[-1].block),
-             ", ".join(edit.rule for edit in edits), number(max(errors, default=None)),
-             measured(was.latency_ms, was.spread_ms) if was else "unknown",
-             measured(now.latency_ms, now.spread_ms) if now and now.latency_ms is not None else number(latency),
-             number(seen.apart.get(site))]  # fmt: skip
-    return cells + ([number(seen.scores.get(site))] if seen.scores else [])
+    cells = {"layer": named(site), "was": _spec_text(before, site) or plan.sites.get(site, ""),
+             "became": str(edits[-1].block), "rules": ", ".join(edit.rule for edit in edits),
+             "error alone": number(max(errors, default=None))}  # fmt: skip
+    if before is not None:
+        cells["was, ms"] = measured(was.latency_ms, was.spread_ms) if was else "unknown"
+    timed = now is not None and now.latency_ms is not None
+    cells["now, ms"] = measured(now.latency_ms, now.spread_ms) if now and timed else number(latency)
+    cells |= {"own error": number(seen.apart.get(site))} if seen.apart else {}
+    return cells | ({"score alone": number(seen.scores.get(site))} if seen.scores else {})
 
 
 def _spec_text(before: Summary | None, site: str) -> str:

@@ -74,7 +74,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         """The verdict, the figures, both networks as strips, and what each layer became."""
-        return result_html(self.before, self.after, self.plan, self.config, self.error)
+        return result_html(self.before, self.after, self.plan, self.config, self.error, self.seen)
 
 
 def rewrite(
