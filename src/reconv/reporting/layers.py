@@ -38,8 +38,8 @@ def edits(before: Summary | None, after: Summary | None, plan: Plan, seen: Seen 
     if not groups:
         return "<h2>Layers</h2><p>No layer was changed.</p>"
     rows = [_cells(site, made, before, after, plan, seen) for site, made in groups.items()]
-    notes = ["Error alone: ‖student − teacher‖ / ‖teacher‖ of the network's output with this layer alone rewritten, not "
-             "recovered."]  # fmt: skip
+    notes = ["Error alone: ‖student − teacher‖ / ‖teacher‖ of the network's output with this layer alone rewritten, "
+             "not recovered."]  # fmt: skip
     if seen.apart:
         notes.append("Own error: the same of what the layer gives in the final network, on the samples.")
     if before is not None:
