@@ -16,9 +16,10 @@ import torch
 from commanded import reconv
 from nets import let_torchvision_import
 from PIL import Image
+from receptive_nets import CASES
 from torch import Tensor, nn
 
-from reconv.costing.effective import effective_fields, within
+from reconv.costing.middle import effective_fields, theoretical_fields, within
 from reconv.costing.render import as_dict, from_dict
 from reconv.costing.summary import summary
 from reconv.data import Feed
@@ -31,8 +32,10 @@ from reconv.rewriting.job import Result
 from reconv.rewriting.looking import look, scores_alone
 from reconv.rewriting.store import read_run, save_run, weights_hash
 from reconv.spec import parse
+from reconv.surgery.clone import clone
 from reconv.surgery.fingerprint import structure_hash
 
+FOLLOWED = ("plain", "uneven", "strides", "skipping", "dilated", "grouped", "same", "residual", "shortcut", "inception")
 INPUT = torch.rand((1, 3, 9, 7), generator=torch.Generator().manual_seed(1))
 DATA = torch.rand((12, 3, 9, 7), generator=torch.Generator().manual_seed(2))
 SMALL = parse("ic8oc6k1x5p0x2nb -> ic6oc12k5x1p2x0")
@@ -317,6 +320,28 @@ def test_the_field_of_one_convolution_is_its_kernel(shape, kernel):
     corner = tuple(slice(n // 2 - k // 2, n // 2 + k // 2 + 1) for n, k in zip(x.shape[2:], weight.shape, strict=True))
     torch.testing.assert_close(field[corner], weight)
     assert int((field > 0).sum()) == weight.numel()
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_in_theory_the_middle_sees_what_has_a_gradient(name):
+    model, shape = clone(CASES[name][0]), CASES[name][1]
+    for parameter in model.parameters():
+        torch.nn.init.uniform_(parameter, 0.5, 1)
+    x = torch.rand(shape, dtype=torch.get_default_dtype())
+    names = [each for each, module in model.named_modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    theory, practice = theoretical_fields(model, (x,), names), effective_fields(model, (x,), names)
+    assert theory.keys() == practice.keys() == set(names)
+    for each in names:
+        window = theory[each]
+        assert window is not None
+        clipped = tuple((max(0, low), min(size, high)) for (low, high), size in zip(window, x.shape[2:], strict=True))
+        assert within(practice[each], 1 - 1e-12) == clipped
+
+
+def test_in_theory_the_middle_may_see_nothing_that_is_known():
+    pooled = nn.Sequential(nn.Conv1d(1, 1, 1), nn.AdaptiveAvgPool1d(1))
+    assert theoretical_fields(pooled, (torch.ones(1, 1, 7),), ["0", "1"]) == {"0": ((3, 4),), "1": ((0, 7),)}
+    assert theoretical_fields(pooled, (torch.ones(1, 1, 7),), []) == {}
 
 
 def test_the_field_of_a_network_that_writes_into_its_input():

@@ -11,15 +11,18 @@ import numpy as np
 from reconv.drawing.maps import Array, grey, pillow
 
 SIDE, THIN = 192, 24  # pixels of the longer side, and the least of the other one
-WARM, FRAME = (213, 94, 0), (0, 114, 178)  # of what counts, and of the box
+WARM, FRAME, EDGE = (213, 94, 0), (0, 114, 178), (255, 255, 255)  # of what counts, the box, the window
 TONES = 96  # of the picture's palette: a photograph in full colours would be four times the size
 
 
-def over(image: Array, heat: Array, box: Sequence[tuple[int, int]] = ()) -> bytes:
-    """A PNG of the image in grey, coloured where it counts, with a frame around the box.
+def over(
+    image: Array, heat: Array, box: Sequence[tuple[int, int]] = (), window: Sequence[tuple[int, int]] = ()
+) -> bytes:
+    """A PNG of the image in grey, coloured where it counts, with a frame around the box and one around the window.
 
     Args:    image: (C, *spatial), of one to three axes; of three the middle slice is shown. heat: (*spatial), >= 0,
-             summed over the first of three axes. box: per axis of heat, (first, last + 1).
+             summed over the first of three axes.
+             box, window: per axis of heat, (first, last + 1), also where that is outside of the image.
     Raises:  ConvError (an ImportError): when Pillow is missing.
     """
     base = grey(_flat(np.asarray(image, dtype=np.float64).mean(0), np.take)) / 255.0
@@ -30,15 +33,21 @@ def over(image: Array, heat: Array, box: Sequence[tuple[int, int]] = ()) -> byte
     scale = SIDE / max(picture.size)
     size = tuple(max(THIN, round(scale * n)) for n in picture.size)
     picture = picture.resize(size, pillow("Image").Resampling.NEAREST if scale > 1 else pillow("Image").Resampling.BOX)
-    if box:
-        (top, bottom), (left, right) = ([(0, 1), *box])[-2:]
-        across, down = size[0] / base.shape[1], size[1] / base.shape[0]
-        pillow("ImageDraw").Draw(picture).rectangle(
-            (left * across, top * down, max(left * across, right * across - 1), max(top * down, bottom * down - 1)),
-            outline=FRAME, width=2)  # fmt: skip
+    across, down = size[0] / base.shape[1], size[1] / base.shape[0]
+    for ends, colour, width in ((window, EDGE, 1), (box, FRAME, 2)):
+        if ends:
+            (top, bottom), (left, right) = [(0, 1), *ends][-2:]
+            corners = (left * across, top * down, right * across - 1, bottom * down - 1)
+            pillow("ImageDraw").Draw(picture).rectangle(_ordered(corners), outline=colour, width=width)
     file = BytesIO()
     picture.quantize(TONES).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _ordered(corners: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """With no side of less than a pixel."""
+    left, top, right, bottom = corners
+    return left, top, max(left, right), max(top, bottom)
 
 
 def _flat(array: Array, shrink: Any) -> Array:

@@ -13,7 +13,7 @@ ARGUMENTS = ("budget", "target", "rules", "epochs", "holdout", "seed")  # of rec
 
 
 def again(settings: Mapping[str, Any]) -> str:
-    rows = [[name, value] for name, value in _flat(settings)]
+    rows = [[name, value] for name, value in _flat(settings) if not name.startswith("model.sites.")]  # told above
     lines = commands(settings)
     shown = f"<pre>{escape(chr(10).join(lines))}</pre>" if lines else ""
     return "<h2>Settings and versions</h2>" + shown + table(("setting", "value"), rows, codes=(1,), long=(1,))

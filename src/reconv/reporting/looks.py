@@ -5,27 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from reconv.costing.summary import Summary
 from reconv.drawing.heat import over
 from reconv.drawing.maps import tiles
 from reconv.errors import ConvError
-from reconv.reporting.costs import rows_of
 from reconv.reporting.html import fold, image, named, number
-from reconv.reporting.seen import Field, Seen, View
+from reconv.reporting.seen import Seen, View
 
 HOW = "reconv report RUN_FOLDER"
 PILLOW = ("<p class='note'>The pictures of feature maps and receptive fields are left out: they need Pillow. "
           f"<code>pip install 'reconv[pictures]'</code>, then <code>{HOW}</code>.</p>")  # fmt: skip
 
 
-def looks(before: Summary | None, after: Summary | None, seen: Seen) -> str:
+def looks(seen: Seen) -> str:
     """All that was seen on samples, and what could not be had."""
     if not seen.count and not seen.missing:
         return ("<h2>On samples</h2><p class='note'>What the layers give and see was not looked at in this run; "
                 f"<code>{HOW}</code> adds it.</p>")  # fmt: skip
     parts = [_apart(seen)]
     try:
-        parts += [_maps(seen.views), _fields(seen, before, after)]
+        parts += [_maps(seen.views), _fields(seen)]
     except ConvError as error:
         if not isinstance(error, ImportError):
             raise
@@ -67,12 +65,13 @@ def _maps(views: Sequence[View]) -> str:
 
 
 # -- receptive fields ---------------------------------------------------------------------------------------
-def _fields(seen: Seen, before: Summary | None, after: Summary | None) -> str:
+def _fields(seen: Seen) -> str:
     figures = []
     for view in seen.views:
-        pair = [(f"{when}: {_extent(field)}, {_theory(summary, view.name)}",
-                 image(over(seen.image, field.heat, field.box), f"{when}: what counts for the middle of {view.name}"))
-                for when, field, summary in (("before", view.before, before), ("after", view.after, after))
+        pair = [(f"{when}: effective {_extent(field.box)}, theoretical {_extent(field.window)}",
+                 image(over(seen.image, field.heat, field.box, field.window or ()),
+                       f"{when}: what counts for the middle of {view.name}"))
+                for when, field in (("before", view.before), ("after", view.after))
                 if field is not None and field.heat.shape == seen.image.shape[1:]]  # fmt: skip
         if pair:
             figures.append(_figure(view.name, "", pair))
@@ -80,19 +79,13 @@ def _fields(seen: Seen, before: Summary | None, after: Summary | None) -> str:
         return ""
     return ("<h3>Receptive fields</h3><p class='note'>How much each position of the input moves the middle of the "
             "layer's output: the mean size of the gradient (Luo et al. 2016, arXiv:1701.04128), drawn over the first "
-            "sample. Along each axis 95 % of it lies in the frame; the theoretical field is all that could count.</p>"
+            "sample. Along each axis 95 % of it lies in the blue frame. All that could count in theory lies in the "
+            "white one, which may end outside of the image.</p>"
             f"<div class='views fields'>{''.join(figures)}</div>")  # fmt: skip
 
 
-def _extent(field: Field) -> str:
-    return "effective " + "×".join(str(high - low) for low, high in field.box)
-
-
-def _theory(summary: Summary | None, site: str) -> str:
-    """The theoretical field, of the last convolution in the layer."""
-    rows = list(rows_of(summary, site))
-    known = rows[-1].receptive_field if rows else None
-    return "theoretical " + ("×".join(map(str, known)) if known else "unknown")
+def _extent(window: Sequence[tuple[int, int]] | None) -> str:
+    return "×".join(str(high - low) for low, high in window) if window else "unknown"
 
 
 def _figure(name: str, note: str, pair: Sequence[tuple[str, str]]) -> str:

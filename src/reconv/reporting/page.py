@@ -35,7 +35,7 @@ def page(
     name = str((settings.get("model") or plan.model or {}).get("ref") or "a network")
     body = [f"<h1>{escape(name)}</h1>", verdict(plan, settings), _facts(before, after, plan, error, settings),
             costs(before, after), figures(before, after, plan, error, settings), _front(plan),
-            changed(before, after, plan, seen), unchanged(plan), _refusals(plan), looks(before, after, seen),
+            changed(before, after, plan, seen), unchanged(plan), _refusals(plan), looks(seen),
             _convolutions(before, after), again(settings)]  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -17,10 +17,12 @@ class Field:
     """An effective receptive field over the input.
 
     Args:    heat: how much each position counts. box: per axis, the ends between which 95 % of it lies.
+             window: the same of all that could count, unclipped; None where unknown.
     """
 
     heat: Array
     box: tuple[tuple[int, int], ...]
+    window: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

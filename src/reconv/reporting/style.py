@@ -18,7 +18,7 @@ th { background: linear-gradient(var(--soft), var(--soft)), Canvas; }
 .wide code { white-space: nowrap; } .wide .long { min-width: 15rem; overflow-wrap: anywhere; }
 .wide .long code { white-space: normal; }
 .wide tr > :first-child { position: sticky; left: 0; background-color: Canvas; }
-pre { padding: .6rem .8rem; background: var(--soft); overflow-x: auto; font-size: .9rem; }
+pre { padding: .6rem .8rem; background: var(--soft); font-size: .9rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 figure { margin: 0 0 1rem; } figure svg { max-width: none; } .strip { width: 100%; min-width: 44rem; }
 .front svg { width: auto; height: 20rem; max-width: none; }
 summary { cursor: pointer; padding: .3rem 0; overflow-wrap: anywhere; }
@@ -40,6 +40,5 @@ details.layer summary .number { margin-left: auto; } details.layer > div, detail
   .wide { overflow: visible; } .strip { min-width: 0; } figure svg { max-width: 100%; height: auto; }
   .wide code { white-space: normal; overflow-wrap: break-word; } .wide .long { min-width: 0; }
   .wide tr > :first-child { position: static; } tr, figure, .facts li { break-inside: avoid; }
-  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 """

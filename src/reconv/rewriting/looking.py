@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from reconv.costing.effective import effective_fields, within
+from reconv.costing.middle import Window, effective_fields, theoretical_fields, within
 from reconv.data import Feed, seeded
 from reconv.errors import ConvError
 from reconv.planning.plan import Plan
@@ -160,12 +160,15 @@ def _fields(both: Networks, names: Sequence[str], samples: Sequence[Any]
     few = samples[: max(1, NUMBERS // size)]
     columns = zip(*few, strict=True)
     inputs = tuple(torch.cat(each) if isinstance(each[0], Tensor) else each[0] for each in columns)
-    then, now = (effective_fields(net, inputs, names) for net in both)
-    return {name: (_field(then.get(name)), _field(now.get(name))) for name in names}
+    then, now = ((effective_fields(net, inputs, names), theoretical_fields(net, samples[0], names)) for net in both)
+    return {name: (_field(name, *then), _field(name, *now)) for name in names}
 
 
-def _field(heat: Tensor | None) -> Field | None:
-    return None if heat is None or heat.ndim == 0 else Field(_array(heat), within(heat))
+def _field(name: str, heats: Mapping[str, Tensor], windows: Mapping[str, Window | None]) -> Field | None:
+    heat, window = heats.get(name), windows.get(name)
+    if heat is None or heat.ndim == 0:
+        return None
+    return Field(_array(heat), within(heat), window if window and len(window) == heat.ndim else None)
 
 
 def _array(tensor: Tensor) -> Array:

@@ -1,16 +1,45 @@
-"""How much each position of the input moves what a layer gives: the receptive field that a network makes use of."""
+"""What the middle of a layer's output sees of the input: all that can count, and how much of it does."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from reconv.costing.receptive import ReceptiveField
 from reconv.errors import conv_error
 from reconv.surgery.clone import clone, fresh
+from reconv.surgery.outputs import tensors_in
+from reconv.surgery.trace import Trace
 from reconv.surgery.watched import watched
+
+Window = tuple[tuple[int, int], ...]  # per axis, the first position and the one behind the last
+
+
+def theoretical_fields(model: nn.Module, inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Window | None]:
+    """The input positions that can change the middle of some modules' outputs, unclipped; None where unknown.
+
+    Returns: for each module that ran; the axes are those along which convolutions slide.
+    Raises:  ConvError: when the network rejects the inputs.
+    Example:
+             >>> theoretical_fields(nn.Sequential(nn.Conv1d(1, 1, 5, padding=2)), (torch.ones(1, 1, 3),), ["0"])
+             {'0': ((-1, 4),)}
+    """
+    net, inputs, seen = clone(model), fresh(inputs), dict[str, Window | None]()
+    observer = ReceptiveField(inputs)
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        tensors = tensors_in(output)
+        if tensors and name not in seen:
+            seen[name] = observer.middle(tensors[0])
+
+    for name in names:
+        net.get_submodule(name).register_forward_hook(partial(note, name))
+    Trace.of(net, inputs, observer)
+    return seen
 
 
 def effective_fields(model: nn.Module, inputs: Sequence[Any], names: Sequence[str]) -> dict[str, Tensor]:
@@ -48,7 +77,7 @@ def _field(output: Tensor, first: Tensor) -> Tensor:
     return gradient.abs().sum(1).mean(0)
 
 
-def within(field: Tensor, share: float = 0.95) -> tuple[tuple[int, int], ...]:
+def within(field: Tensor, share: float = 0.95) -> Window:
     """Per axis, the first position and the one behind the last, between which this share of a field's sum lies.
 
     Example:
