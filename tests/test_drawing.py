@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from io import BytesIO
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from cases import BLOCKS
 from kinds import KINDS
+from PIL import Image
 from torch import nn
 
 import reconv
+from reconv.drawing.heat import WARM, over
+from reconv.drawing.maps import tiles
 from reconv.drawing.plot import COLOURS
 from reconv.drawing.strip import REST, WIDTH, Cell, Strip, pieces, strip
 from reconv.layers import Absorbed
@@ -117,6 +122,47 @@ def test_names_are_escaped():
 def test_nothing_to_draw():
     assert areas(drawn(Strip("before", []))) == []
     assert areas(drawn(Strip("before", cells(0)), Strip("after", []))) == [("layer0: 0 ms", 0)]
+
+
+# -- what layers see --------------------------------------------------------------------------------------------
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(png)).convert("RGB")).astype(int)
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((9,), (24, 192)), ((9, 12), (144, 192)), ((5, 9, 12), (144, 192)), ((64, 32), (192, 96))]
+)
+def test_heat_lies_where_it_counts(shape, size):
+    heat = np.zeros(shape)
+    heat[tuple(n // 2 for n in shape)] = 2.0
+    found = pixels(over(np.ones((3, *shape)), heat))
+    assert found.shape == (*size, 3)
+    warm = (np.abs(found - WARM).max(-1) < 40).mean()
+    assert 0.3 / np.prod(shape[-2:]) < warm < 1.7 / np.prod(shape[-2:])
+
+
+def test_frames_lie_where_they_are_and_may_end_outside():
+    grey = np.zeros((1, 16, 16))
+    plain = pixels(over(grey, np.zeros((16, 16))))
+    found = pixels(over(grey, np.zeros((16, 16)), ((4, 8), (2, 6)), ((-3, 40), (-3, 40))))
+    rows, columns = np.nonzero((found != plain).any(-1))
+    assert (rows.min(), rows.max() + 1) == (4 * 12, 8 * 12)
+    assert (columns.min(), columns.max() + 1) == (2 * 12, 6 * 12)
+    thin = pixels(over(grey, np.zeros((16, 16)), ((3, 3), (5, 5))))
+    assert (thin != plain).any()
+
+
+@pytest.mark.parametrize(
+    "shape, size", [((7,), (48, 112)), ((7, 14), (36, 72)), ((3, 7, 14), (36, 72)), ((1, 1), (72, 72))]
+)
+def test_maps_lie_side_by_side(shape, size):
+    arrays = [np.random.default_rng(0).random(shape) for _ in range(3)]
+    assert pixels(tiles(arrays)).shape[:2] == (size[0], 3 * size[1] + 2 * 2)
+
+
+def test_a_map_of_one_value_or_of_nothing_that_counts_is_grey():
+    for png in (tiles([np.full((4, 4), 7.0)]), tiles([np.full((4, 4), np.nan)])):
+        assert len({tuple(colour) for line in pixels(png) for colour in line}) == 1
 
 
 # -- notebooks ------------------------------------------------------------------------------------------------

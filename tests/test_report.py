@@ -260,6 +260,41 @@ def test_how_far_layers_are_apart_and_what_they_give():
     assert view.after.heat.max() == 0  # nothing of the input counts any more
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_it_looks_in_any_number_of_dimensions(dims):
+    conv = getattr(nn, f"Conv{dims}d")
+    model = nn.Sequential(conv(2, 3, 3, padding=1), nn.ReLU(), conv(3, 4, 3, stride=2))
+    data = torch.rand((4, 2, *(9, 7, 5)[:dims]))
+    seen = look(model, model, Plan(), (data[:1],), Feed.of(data), ["0", "2"])
+    assert not seen.missing
+    found = Checked(page(None, None, Plan(), {}, seen=seen))
+    assert len(found.images) == 8
+    assert f"theoretical {'×'.join('5' * dims)}" in found.text
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: Tensor, y: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        return self.a(x) * scale, self.b(y)
+
+
+def test_a_network_of_several_inputs_is_seen_from_its_first():
+    inputs = (torch.rand(1, 3, 9, 7), torch.rand(1, 2, 6, 6), 2.0)
+    data = [((torch.rand(4, 3, 9, 7), torch.rand(4, 2, 6, 6)), torch.zeros(4)) for _ in range(3)]
+    model = Two()
+    seen = look(model, model, Plan(), inputs, Feed.of(data, inputs), ["a", "b"])
+    assert not seen.missing
+    assert seen.image.shape == (3, 9, 7)
+    a, b = seen.views
+    assert a.before is not None
+    assert b.before is None  # it sees nothing of the first input
+    assert len(b.maps) == 4
+    assert len(Checked(page(None, None, Plan(), {}, seen=seen)).images) == 2 + 2 + 2
+
+
 class Failing(nn.Module):
     """Takes the batch that it was made for, and nothing else."""
 
