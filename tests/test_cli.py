@@ -26,7 +26,7 @@ from reconv.spec import ConvSpec
 
 def test_help_and_version_are_there():
     shown = reconv("--help").stdout
-    for name in ("summary", "plan", "rewrite", "recover", "export", "demo"):
+    for name in ("summary", "plan", "rewrite", "recover", "export", "report", "demo"):
         assert name in shown
         reconv(name, "--help")
     assert reconv("--version").stdout.startswith("reconv")

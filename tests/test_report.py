@@ -495,10 +495,12 @@ def test_data_of_the_run_are_taken_again(here):
     run_folder(here / "run")
     np.savez(here / "data.npz", x=DATA.numpy())
     config = json.loads((here / "run" / "config.json").read_text())
-    config["settings"] |= {"data": "data.npz"}
+    config["settings"] |= {"data": "data.npz", "holdout": 0.5, "seed": 3}
     (here / "run" / "config.json").write_text(json.dumps(config))
     reconv("report", "run", "--base", "net.py:make")
-    assert "samples held out of the data" in Checked((here / "run" / "report.html").read_text()).text
+    assert "6 samples: samples held out of the data" in Checked((here / "run" / "report.html").read_text()).text
+    reconv("report", "run", "--base", "net.py:make", "--holdout", "0.25")
+    assert "3 samples: samples held out of the data" in Checked((here / "run" / "report.html").read_text()).text
 
 
 # -- notebooks ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,50 +48,53 @@ def report(
             check_ref(base)
     check_holdout(holdout)
     held = read_run(run)
-    asked = any(flag is not None for flag in (base, weights, input, data, mean, std, evaluate)) or trust_code
-    given = {"input": input or [], "data": data, "mean": mean, "std": std}
-    flags = {**_as_then(held.config, trust_code), **{name: value for name, value in given.items() if value}}
-    try:
-        seen = _seen(ctx, run, held, flags, base, weights, evaluate, holdout, seed, trust_code)
-    except (ConvError, typer.BadParameter) as error:
-        if asked:
-            raise
-        seen = _without(getattr(error, "message", None) or str(error))
+    flags = {"base": base, "weights": weights, "input": input, "data": data, "mean": mean, "std": std,
+             "evaluate": evaluate, "holdout": holdout, "seed": seed, "trust_code": trust_code}  # fmt: skip
+    asked = {name for name in flags if (source := ctx.get_parameter_source(name)) and source.name != "DEFAULT"}
+    seen = _seen(ctx, run, held, _as_then(held.config, flags, asked), bool(asked))
     for part, why in seen.missing.items():
         say(f"{part}: {why}")
     write_text(run / REPORT, page(held.before, held.after, held.plan, held.config, held.error, seen))
     say(f"{run / REPORT}: written.")
 
 
-def _as_then(config: dict[str, Any] | Any, trust_code: bool) -> dict[str, Any]:
-    """The data of the run; code that the folder names is run only where it is trusted."""
+def _as_then(config: Mapping[str, Any], flags: dict[str, Any], asked: set[str]) -> dict[str, Any]:
+    """The flags, with data and seed of the run where none are given; code that it names is run only where trusted."""
     settings = config.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     data = settings.get("data")
-    if not isinstance(data, str) or not (trust_code or Path(data).exists()):
-        return {}
-    return {name: settings.get(name) for name in ("data", "mean", "std")}
+    if "data" in asked or not isinstance(data, str) or not (flags["trust_code"] or Path(data).exists()):
+        return flags
+    then = ("data", "mean", "std", "holdout", "seed")
+    return flags | {name: settings[name] for name in then if name in settings and name not in asked}
 
 
-def _seen(ctx: typer.Context, run: Path, held: Run, flags: dict[str, Any], base: str | None, weights: Path | None,
-          evaluate: str | None, holdout: float, seed: int, trust_code: bool) -> Seen:  # fmt: skip
-    """What both networks make of samples."""
+def _seen(ctx: typer.Context, run: Path, held: Run, flags: Mapping[str, Any], asked: bool) -> Seen:
+    """What both networks make of samples; why not, where nothing that would be needed was asked for."""
     from dataclasses import replace
 
     from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.recover import original
     from reconv.costing.summary import summary
     from reconv.data import Feed
+    from reconv.reporting.seen import Seen
     from reconv.rewriting.looking import look, scores_alone
     from reconv.rewriting.store import load
 
-    data = flags.get("data")
-    shapes = check_flags(ctx, str(run), flags.get("input", []), data, evaluate, trust_code)
-    means, stds = scaling(flags.get("mean"), flags.get("std"), data)
-    teacher = original(dict(held.config), weights, trust_code, base)
-    student = load(run, base=teacher)
-    given = give(str(run), shapes, data=data, mean=means, std=stds, evaluate=evaluate, seed=seed, network=student)
-    train, judged = Feed.of(given.data, given.inputs).split(holdout, seed) if given.data is not None else (None, None)
+    data, seed = flags["data"], flags["seed"]
+    try:
+        shapes = check_flags(ctx, str(run), flags["input"] or [], data, flags["evaluate"], flags["trust_code"])
+        means, stds = scaling(flags["mean"], flags["std"], data)
+        teacher = original(dict(held.config), flags["weights"], flags["trust_code"], flags["base"])
+        given = give(str(run), shapes, data=data, mean=means, std=stds, evaluate=flags["evaluate"], seed=seed,
+                     network=teacher)  # fmt: skip
+    except (ConvError, typer.BadParameter) as error:
+        if asked:
+            raise
+        how = "Give reconv report what is missing: --base, --weights, --data or --input, or --trust-code."
+        return Seen(missing={"what the layers give and see": f"{getattr(error, 'message', error)} {how}"})
+    student, feed = load(run, base=teacher), None if data is None else Feed.of(given.data, given.inputs)
+    train, judged = feed.split(flags["holdout"], seed) if feed else (None, None)
     rows = (held.before or summary(teacher, given.inputs)).rows
     seen = look(teacher, student, held.plan, given.inputs, judged, [row.name for row in rows], seed)
     if given.evaluate is None:
@@ -99,10 +103,3 @@ def _seen(ctx: typer.Context, run: Path, held: Run, flags: dict[str, Any], base:
         scores, missing = scores_alone(teacher, held.plan, given.inputs, train, given.evaluate, seed=seed,
                                        progress=show)  # fmt: skip
     return replace(seen, scores=scores, missing={**seen.missing, **missing})
-
-
-def _without(why: str) -> Seen:
-    from reconv.reporting.seen import Seen
-
-    how = "Give reconv report what is missing: --base, --weights, --data or --input, or --trust-code."
-    return Seen(missing={"what the layers give and see": f"{why} {how}"})

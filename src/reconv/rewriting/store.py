@@ -221,7 +221,7 @@ def _inside(folder: Path, name: str) -> Path:
     """A file of the run folder; a link that leads out of it is none."""
     path = folder / name
     if not path.is_file():
-        stopped = name == WEIGHTS and (folder / CHECKPOINT).exists()
+        stopped = name in (WEIGHTS, SUMMARY) and (folder / CHECKPOINT).exists()
         raise conv_error("load", f"a run folder must hold {name}", got={"folder": folder}, also=FileNotFoundError,
                          do="Its run was stopped: finish it with --resume." if stopped
                          else "Give the folder that reconv rewrite wrote.")  # fmt: skip
