@@ -491,6 +491,19 @@ def test_mistakes_of_the_command(here, flags, status, words):
     assert words in reconv("report", *flags, status=status).stderr
 
 
+def test_code_that_the_run_names_is_not_run(here):
+    run_folder(here / "run")
+    (here / "net.py").write_text((here / "net.py").read_text() + "\ndef spoil():\n    pathlib.Path('ran').touch()\n")
+    config = json.loads((here / "run" / "config.json").read_text())
+    config["settings"] |= {"data": "net.py:spoil"}
+    (here / "run" / "config.json").write_text(json.dumps(config))
+    (here / "net.py:spoil").touch()
+    reconv("report", "run", "--base", "net.py:make")
+    assert not (here / "ran").exists()
+    reconv("report", "run", "--base", "net.py:make", "--trust-code", status=1)
+    assert (here / "ran").exists()
+
+
 def test_data_of_the_run_are_taken_again(here):
     run_folder(here / "run")
     np.savez(here / "data.npz", x=DATA.numpy())

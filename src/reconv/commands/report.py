@@ -63,7 +63,9 @@ def _as_then(config: Mapping[str, Any], flags: dict[str, Any], asked: set[str]) 
     settings = config.get("settings")
     settings = settings if isinstance(settings, dict) else {}
     data = settings.get("data")
-    if "data" in asked or not isinstance(data, str) or not (flags["trust_code"] or Path(data).exists()):
+    if "data" in asked or not isinstance(data, str):
+        return flags
+    if not (flags["trust_code"] or Path(data).is_dir() or Path(data).suffix == ".npz"):
         return flags
     then = ("data", "mean", "std", "holdout", "seed")
     return flags | {name: settings[name] for name in then if name in settings and name not in asked}
