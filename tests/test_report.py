@@ -272,6 +272,16 @@ def test_it_looks_in_any_number_of_dimensions(dims):
     assert f"theoretical {'×'.join('5' * dims)}" in found.text
 
 
+def test_a_network_that_is_one_layer_and_scripted_parts():
+    seen = look(nn.Conv1d(2, 3, 3), nn.Conv1d(2, 3, 3), Plan(), (torch.rand(1, 2, 9),), None, [""])
+    assert list(seen.apart) == [""]
+    assert "the network itself" in page(None, None, Plan(), {}, seen=seen)
+    mixed = nn.Sequential(torch.jit.script(nn.Conv1d(2, 3, 3)), nn.Conv1d(3, 2, 3))
+    seen = look(mixed, mixed, Plan(), (torch.rand(1, 2, 9),), None, ["0", "1"])
+    assert not seen.missing
+    assert list(seen.apart) == ["1"]
+
+
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()

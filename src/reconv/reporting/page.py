@@ -68,14 +68,15 @@ def _facts(before: Summary | None, after: Summary | None, plan: Plan, error: flo
     facts = []
     for name, title in TITLES[:3]:
         old, new = (getattr(one.network, name) if one else None for one in (before, after))
-        share = plan.latency_ratio if name == "latency_ms" and plan.latency_ratio is not None else _share(old, new)
-        if share is not None and old is not None and new is not None:
-            facts.append((f"×{share:.3g}", title.split(",")[0], f"{number(old)} → {number(new)}"
+        ratio = plan.latency_ratio if name == "latency_ms" and plan.latency_ratio is not None else _share(old, new)
+        if ratio is not None and old is not None and new is not None:
+            facts.append((f"×{ratio:.3g}", title.split(",")[0], f"{number(old)} → {number(new)}"
                           + (" ms" if name == "latency_ms" else "")))  # fmt: skip
     if scores := _scores(settings):
         facts.append((f"{scores[1] - scores[0]:+.3g}", "score", f"{number(scores[0])} → {number(scores[1])}"))
     if error is not None:
-        facts.append((f"{100 * error:.3g} %", "error of the output", "‖student − teacher‖ / ‖teacher‖"))
+        share = f"{100 * error:.3g} %" if error >= 1e-4 or not error else "< 0.01 %"
+        facts.append((share, "error of the output", "‖student − teacher‖ / ‖teacher‖"))
     items = "".join(f"<li><strong>{escape(figure)}</strong>{title}<br><span class='note'>{escape(how)}</span></li>"
                     for figure, title, how in facts)  # fmt: skip
     return f'<ul class="facts">{items}</ul>' if facts else ""

@@ -20,6 +20,7 @@ from reconv.ruleset import RULES, Rule
 from reconv.surgery import clone, fresh
 from reconv.surgery.features import strongest
 from reconv.surgery.outputs import ratio, squared_distance
+from reconv.surgery.trace import can_hook
 from reconv.surgery.watched import watched
 
 SAMPLES, VIEWS, CHANNELS = 8, 4, 6  # that are looked at; layers that are drawn; channels of each
@@ -90,7 +91,8 @@ def _places(both: Networks, plan: Plan, sample: Sequence[Any], sites: Sequence[s
     for edit in plan.edits:
         together.setdefault(edit.site, {edit.site}).update(edit.absorbs)
     theirs, ours = (dict(net.named_modules(remove_duplicate=False)) for net in both)
-    names = sorted({name for group in together.values() for name in group if name and name in theirs and name in ours})
+    names = sorted({name for group in together.values() for name in group
+                    if name in theirs and name in ours and can_hook(theirs[name]) and can_hook(ours[name])})  # fmt: skip
     then, now = (_shapes(net, names, sample) for net in both)
     order = list(then)
     found = {}
