@@ -61,7 +61,9 @@ def effective_fields(model: nn.Module, inputs: Sequence[Any], names: Sequence[st
     if not first.is_floating_point():
         raise conv_error("effective_fields", "the first input must be floating, so that it has a gradient",
                          got={"dtype": first.dtype}, also=TypeError)  # fmt: skip
-    net = clone(model).eval().requires_grad_(False)
+    net = clone(model).eval()
+    for parameter in filter(lambda each: each.is_leaf, net.parameters()):  # TorchScript's copies are none
+        parameter.requires_grad_(False)
     first.requires_grad_()
     with torch.enable_grad(), watched(net, names) as seen:
         net(first.clone(), *others)  # it may write into its input

@@ -91,8 +91,8 @@ def _places(both: Networks, plan: Plan, sample: Sequence[Any], sites: Sequence[s
     for edit in plan.edits:
         together.setdefault(edit.site, {edit.site}).update(edit.absorbs)
     theirs, ours = (dict(net.named_modules(remove_duplicate=False)) for net in both)
-    names = sorted({name for group in together.values() for name in group
-                    if name in theirs and name in ours and can_hook(theirs[name]) and can_hook(ours[name])})  # fmt: skip
+    names = sorted(name for name in set().union(*together.values())
+                   if all(name in net and can_hook(net[name]) for net in (theirs, ours)))  # fmt: skip
     then, now = (_shapes(net, names, sample) for net in both)
     order = list(then)
     found = {}
