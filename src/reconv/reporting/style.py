@@ -31,7 +31,7 @@ details.layer summary .number { margin-left: auto; } details.layer > div, detail
 .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
 .views figure { margin: 0; min-width: 0; } .views img { max-width: 100%; height: auto; image-rendering: pixelated; }
 .views .pair { display: flex; flex-wrap: wrap; gap: .6rem; } .views .pair > div { flex: 0 1 auto; max-width: 100%; }
-.fields .pair > div { width: 12rem; } .fields img { max-width: none; }
+.views.fields .pair { flex-wrap: nowrap; } .views.fields .pair > div { flex: 0 1 12rem; min-width: 0; }
 .views figcaption, .views .pair span { font-size: .9rem; } .views .pair span { display: block; }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; } h2 { break-after: avoid; }
