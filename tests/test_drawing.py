@@ -17,7 +17,7 @@ import reconv
 from reconv.drawing.heat import WARM, over
 from reconv.drawing.maps import tiles
 from reconv.drawing.plot import COLOURS
-from reconv.drawing.strip import REST, WIDTH, Cell, Strip, pieces, strip
+from reconv.drawing.strip import REST, WIDTH, Cell, Strip, amount, pieces, strip
 from reconv.layers import Absorbed
 from reconv.planning.plan import Plan
 from reconv.spec import parse
@@ -117,6 +117,20 @@ def test_names_are_escaped():
     root = drawn(Strip(name, [Cell(name, name, 1.0, name, name)]))
     assert areas(root) == [(f"{name}: {name}", WIDTH)]
     assert not list(root.iter(f"{SVG}script"))
+
+
+@pytest.mark.parametrize(
+    "cost, unit, text",
+    [
+        (0.5123, "ms", "0.512 ms"),
+        (1234.5, "ms", "1,234 ms"),
+        (1234.5, "MACs", "1.23 k MACs"),
+        (4.09e9, "MACs", "4.09 G MACs"),
+        (0, "", "0"),
+    ],
+)
+def test_amounts(cost, unit, text):
+    assert amount(cost, unit) == text
 
 
 def test_nothing_to_draw():

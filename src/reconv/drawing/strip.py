@@ -193,11 +193,11 @@ def _look(kind: str) -> tuple[str, str]:
 
 # -- text -------------------------------------------------------------------------------------------------
 def amount(cost: float, unit: str) -> str:
-    """As in `1.23 G MACs` and `0.512 ms`; thousands are spelled for counts only."""
+    """As in `1.23 G MACs`, `0.512 ms` and `1,234 ms`."""
     for prefix, size in (("G ", 1e9), ("M ", 1e6), ("k ", 1e3)):
         if cost >= size and unit != "ms":
             return f"{cost / size:.3g} {prefix}{unit}".strip()
-    return f"{cost:.3g} {unit}".strip()
+    return f"{cost:,.0f} {unit}".strip() if cost >= 1000 else f"{cost:.3g} {unit}".strip()
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:

@@ -1,9 +1,6 @@
-"""Where the cost of a network lies, before and after: as a strip, and by layer."""
+"""Where the cost of a network lies, before and after, as strips."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 from reconv.costing.render import human
 from reconv.costing.summary import Row, Summary
@@ -11,34 +8,6 @@ from reconv.drawing.strip import REST, Cell, Strip, strip
 from reconv.reporting.html import measured, named
 
 MACS, LATENCY = "MACs", "ms"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one layer, over all of its convolution calls; None where a part is unknown."""
-
-    latency_ms: float | None
-    spread_ms: float | None
-    macs: int
-    params: int
-
-
-def cost_of(summary: Summary | None, site: str) -> Cost | None:
-    """Of a layer and what is inside of it; None where it does not run."""
-    rows = list(rows_of(summary, site))
-    if not rows:
-        return None
-    known = [row.latency_ms for row in rows if row.latency_ms is not None]
-    spreads = [row.latency_spread_ms or 0.0 for row in rows]
-    whole = len(known) == len(rows)
-    spread = sum(s * s for s in spreads) ** 0.5 if whole else None
-    return Cost(sum(known) if whole else None, spread, sum(row.macs for row in rows), sum(row.params for row in rows))
-
-
-def rows_of(summary: Summary | None, site: str) -> Iterator[Row]:
-    for row in summary.rows if summary else ():
-        if row.name == site or row.name.startswith(f"{site}.") or not site:
-            yield row
 
 
 def unit_of(*summaries: Summary) -> str:

@@ -42,7 +42,9 @@ def number(value: float | None) -> str:
     """A count with its thousands, a measure to three digits, or "unknown"."""
     if value is None:
         return "unknown"
-    return human(value) if isinstance(value, int) else f"{value:.3g}"
+    if isinstance(value, int):
+        return human(value)
+    return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.3g}"
 
 
 def measured(value: float | None, spread: float | None) -> str:

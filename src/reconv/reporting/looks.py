@@ -77,10 +77,11 @@ def _fields(seen: Seen) -> str:
             figures.append(_figure(view.name, "", pair))
     if not figures:
         return ""
+    deep = " Of three axes the middle slice is shown, and the sum along the first." if seen.image.ndim == 4 else ""
     return ("<h3>Receptive fields</h3><p class='note'>How much each position of the input moves the middle of the "
             "layer's output: the mean size of the gradient (Luo et al. 2016, arXiv:1701.04128), drawn over the first "
             "sample. Along each axis 95 % of it lies in the blue frame. All that could count in theory lies in the "
-            "white one, which may end outside of the image.</p>"
+            f"white one, which may end outside of the image.{deep}</p>"
             f"<div class='views fields'>{''.join(figures)}</div>")  # fmt: skip
 
 
