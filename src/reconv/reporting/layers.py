@@ -141,7 +141,7 @@ def _why(change: Change, words: Mapping[str, str]) -> str:
     """Each rule's own words, and the figures that it was taken for."""
     parts = []
     for edit in change.edits:
-        also = f" It also changes {len(edit.also)} other modules." if edit.also else ""
+        also = f" It also changes {', '.join(name for name, _ in edit.also)}." if edit.also else ""
         absorbed = f" It does the work of {', '.join(edit.absorbs)}, too." if edit.absorbs else ""
         parts.append(f"<p><strong>{escape(edit.rule)}</strong>{escape(words[edit.rule] + absorbed + also)}</p>")
     taken = next((one for one in change.offers if one.verdict == TAKEN), None)

@@ -57,7 +57,7 @@ class Result:
     latency_ratio: float
     scores: tuple[float, float] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
-    seen: Seen | None = field(default=None, repr=False)
+    seen: Seen | None = field(default=None, repr=False, compare=False)
 
     @property
     def met(self) -> bool:
