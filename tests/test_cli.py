@@ -19,6 +19,7 @@ from reconv.cli import app
 from reconv.commands.plan import unused, verdict
 from reconv.costing.summary import summary
 from reconv.planning.plan import Edit, Plan, Refusal
+from reconv.reporting.again import commands
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
 from reconv.spec import ConvSpec
@@ -26,7 +27,7 @@ from reconv.spec import ConvSpec
 
 def test_help_and_version_are_there():
     shown = reconv("--help").stdout
-    for name in ("summary", "plan", "rewrite", "recover", "export", "demo"):
+    for name in ("summary", "plan", "rewrite", "recover", "export", "report", "demo"):
         assert name in shown
         reconv(name, "--help")
     assert reconv("--version").stdout.startswith("reconv")
@@ -176,7 +177,11 @@ def test_from_rewrite_to_export(here):
     assert config["model"]["ref"] == "net.py:make"
     assert config["settings"]["input"] == ["1x3x9x7"]
     assert config["settings"]["budget"] == "macs=0.6"
-    assert "net.py:make" in (run / "report.html").read_text()
+    assert "reconv rewrite net.py:make --input 1x3x9x7 --data net.py:data" in (run / "report.html").read_text()
+    assert "Receptive fields" in (run / "report.html").read_text()
+    (again,) = commands(config)
+    offered = reconv("rewrite", "--help").stdout
+    assert all(word in offered for word in again.split() if word.startswith("--"))
 
     rewritten = load(run, trust_code=True)
     assert rewritten(torch.zeros(2, 3, 9, 7)).shape == (2, 5)

@@ -6,8 +6,11 @@ has learned, and measures that the result is faster on the engine that will run 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from reconv.shown import shown_by
 
 if TYPE_CHECKING:
     from reconv import classic as classic
@@ -60,9 +63,19 @@ _HOMES = {
     "summary": "reconv.costing.summary",
     "tensorflow": "reconv.tensorflow",
 }
+_SHOWN = {"block": ("reconv.drawing.blocks", "block_svg"), "plan": ("reconv.reporting.brief", "plan_html")}
 _OTHER_NAMES = {"rules": "RULES"}
 
 __all__ = [*_HOMES]
+
+
+def _painter(home: str, name: str) -> Callable[[Any], str | None]:
+    """What is in a room, which is entered when something is shown for the first time."""
+    return lambda thing: getattr(import_module(home), name)(thing)
+
+
+for _kind, _where in _SHOWN.items():
+    shown_by(_kind, _painter(*_where))
 
 
 def __getattr__(name: str) -> Any:

@@ -17,11 +17,12 @@ from reconv.commands.kernels import kernels
 from reconv.commands.output import say
 from reconv.commands.plan import plan
 from reconv.commands.recover import recover
+from reconv.commands.report import report
 from reconv.commands.rewrite import rewrite
 from reconv.commands.summary import summary
 from reconv.errors import ConvError
 
-COMMANDS = (summary, plan, rewrite, recover, export, draw, explore, bench, kernels, demo)
+COMMANDS = (summary, plan, rewrite, recover, export, report, draw, explore, bench, kernels, demo)
 
 
 class Guarded(TyperGroup):

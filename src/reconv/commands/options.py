@@ -79,6 +79,9 @@ Model = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="a run folder")]
+Base = Annotated[
+    str | None, typer.Option("--base", metavar="MODEL", help="the network that the run began with, else what it names")
+]
 Weights = Annotated[Path | None, typer.Option(help="a .safetensors file, or a .pt that holds tensors only")]
 Input = Annotated[
     list[str] | None,

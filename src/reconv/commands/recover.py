@@ -46,6 +46,7 @@ def recover(
     from reconv.planning.plan import Plan
     from reconv.rewriting.job import held_error
     from reconv.rewriting.logs import logger
+    from reconv.rewriting.looking import look
     from reconv.rewriting.processes import leave, stop_once
     from reconv.rewriting.recovery import Stopped
     from reconv.rewriting.recovery import recover as distill
@@ -89,33 +90,39 @@ def recover(
         error = held_error(teacher, student, held)
         scores = (given.evaluate(clone(teacher)), given.evaluate(student)) if given.evaluate else None
         before, after = (summary(m, given.inputs, plan.target) for m in (teacher, student))
+        seen = look(teacher, student, plan, given.inputs, held, [row.name for row in before.rows], seed)
         config_now = {name: value for name, value in held_config.items() if name != "stopped"}
-        save_run(run, model=student, plan=plan, before=before, after=after, error=error,
+        save_run(run, model=student, plan=plan, before=before, after=after, error=error, seen=seen,
                  config=config_now | {"recovered": again,
                                       "result": {**held_config.get("result", {}), "scores": scores}})  # fmt: skip
     emit(sheet(plan, before, after, error, scores), format)
     say(f"{run}: error of the output {error:.3g}, on data held out.")
 
 
-def original(config: dict[str, Any], weights: Path | None, trust_code: bool) -> nn.Module:
-    """The trained network that the run began with, and no other."""
+def original(config: dict[str, Any], weights: Path | None, trust_code: bool, base: str | None = None) -> nn.Module:
+    """The trained network that the run began with, and no other.
+
+    Args:    base: what it is; else what the run folder names.
+    """
     import torch
 
     from reconv.errors import conv_error
     from reconv.models import load_weights
-    from reconv.rewriting.store import base_of, weights_hash
+    from reconv.rewriting.references import build_model
+    from reconv.rewriting.store import base_of, is_run, weights_hash
 
     began, settings = config.get("model") or {}, config.get("settings") or {}
     if weights is None and began.get("weights"):
         raise typer.BadParameter(f"give the weights that the run began with ({began['weights']})",
                                  param_hint="--weights")  # fmt: skip
     torch.manual_seed(int(settings.get("seed", 0)))
-    teacher = base_of(None, began.get("ref"), trust_code).eval()
+    teacher = (build_model(base) if base and not is_run(base) else
+               base_of(None, base or began.get("ref"), trust_code)).eval()  # fmt: skip
     if weights is not None:
         load_weights(teacher, weights)
     expected = began.get("weights_hash")
     if expected is not None and weights_hash(teacher) != expected:
         raise conv_error("recover", "the teacher must be the network that the run began with",
-                         got={"model": repr(began.get("ref")), "weights": weights},
+                         got={"model": repr(base or began.get("ref")), "weights": weights},
                          do="Give the --weights of then.", also=ValueError)  # fmt: skip
     return teacher

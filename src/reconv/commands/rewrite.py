@@ -87,7 +87,7 @@ def rewrite(
         made = named(result.plan, model)
         facts = {"latency_ratio": result.latency_ratio, "scores": result.scores}
         save_run(folder, model=result.model, plan=made, before=result.before, after=result.after, error=result.error,
-                 config={"model": began, "settings": settings, "result": facts})  # fmt: skip
+                 config={"model": began, "settings": settings, "result": facts}, seen=result.seen)  # fmt: skip
     emit(sheet(made, result.before, result.after, result.error, result.scores), format)
     for line in unused(made):
         say(line)

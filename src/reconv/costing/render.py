@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import html
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table
+
+from reconv.spec import ConvSpec
 
 if TYPE_CHECKING:
     from reconv.costing.summary import Row, Summary, Totals
@@ -51,6 +53,38 @@ def _totals_dict(totals: Totals) -> dict[str, Any]:
     data["activation_bytes"] = _figure(totals.activation_bytes, state=totals.states.get("activation_bytes"))
     data["latency_ms"] = _figure(totals.latency_ms, totals.latency_spread_ms, totals.states.get("latency_ms"))
     return data
+
+
+def from_dict(data: Mapping[str, Any]) -> Summary:
+    """The inverse of `as_dict`; raises KeyError, TypeError, ValueError or ConvError where it is none.
+
+    Of sums a spread is known for the latency only, as of rows.
+    """
+    from reconv.costing.summary import Summary
+
+    rows = tuple(map(_row_of, data["rows"]))
+    return Summary(rows, _totals_of(data["total"]), _totals_of(data["network"]), data["target"])
+
+
+def _row_of(data: Mapping[str, Any]) -> Row:
+    from reconv.costing.summary import Row
+
+    known: dict[str, Any] = {name: data[name] for name in COLUMNS}
+    for name in ("input_shape", "weight_shape", "output_shape"):
+        known[name] = tuple(map(int, known[name]))
+    field, latency = known["receptive_field"]["value"], known["latency_ms"]
+    known |= {"spec": ConvSpec.parse(known["spec"]), "receptive_field": tuple(field) if field else None,
+              "latency_ms": latency["value"], "latency_spread_ms": latency["spread"]}  # fmt: skip
+    return Row(**known)
+
+
+def _totals_of(data: Mapping[str, Any]) -> Totals:
+    from reconv.costing.summary import Totals
+
+    names = ("macs", "activation_bytes", "latency_ms")
+    states = {"params": "complete"} | {name: str(data[name]["state"]) for name in names}
+    macs, activation_bytes, latency_ms = (data[name]["value"] for name in names)
+    return Totals(int(data["params"]), macs, activation_bytes, latency_ms, data["latency_ms"]["spread"], states)
 
 
 def _cells(summary: Summary) -> list[list[str]]:

@@ -24,20 +24,28 @@ from reconv.spec import (
 GLYPH, PAD, LINE, GAP, MARGIN = 44, 10, 15, 30, 16  # pixels: of a kernel's picture, inside boxes, between things
 
 
-def svg(blocks: Sequence[tuple[str, Block, Sequence[int]]], label: str) -> str:
+def svg(blocks: Sequence[tuple[str, Block, Sequence[int] | None]], label: str) -> str:
     """A picture of blocks, one below the other, each with its title and the shapes that go in and come out.
 
-    Args:    blocks: (title, block, input shape (N, C, *spatial)). label: what the picture shows, for those who hear it.
+    Args:    blocks: (title, block, input shape (N, C, *spatial), or None where it is not known).
+             label: what the picture shows, for those who hear it.
     Example:
              >>> svg([("before", ConvSpec(in_channels=4, out_channels=8, kernel_size=(3, 3)), (1, 4, 9, 9))], "")[:4]
              '<svg'
     """
     rows, y, width = [], float(MARGIN), 0.0
     for title, block, shape in blocks:
-        figure = _ended(figure_of(block), shape, output_shape(block, shape))
+        figure = figure_of(block)
+        if shape is not None:
+            figure = _ended(figure, shape, output_shape(block, shape))
         rows += [words(MARGIN, y + 12, title, "bold"), figure.at(MARGIN, y + 22)]
         width, y = max(width, figure.width), y + 22 + figure.height + MARGIN
     return document(width + 2 * MARGIN, y, label, "\n".join(rows))
+
+
+def block_svg(block: Block) -> str:
+    """How a block shows itself in a notebook, where no input is known."""
+    return svg([(str(block), block, None)], f"A picture of {block}")
 
 
 def figure_of(block: Block) -> Figure:

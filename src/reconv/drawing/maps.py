@@ -19,6 +19,7 @@ Array = NDArray[Any]
 
 TILE = 112  # the longer side in pixels; 7, 14, 28 and 56 divide it, so that small maps keep square pixels
 CURVE, THIN = 48, 8  # the height of the tile of a map with one axis; the least one of any tile
+TONES = 64  # of a row of small tiles
 GAP, MARGIN, LABEL = 6, 24, 224
 INK, SOFT, PAPER, EDGE = (28, 32, 38), (116, 122, 132), (255, 255, 255), (232, 234, 238)
 
@@ -46,7 +47,7 @@ def png(rows: Sequence[Row], heading: str, legend: str = "") -> bytes:
 
     Raises:  ConvError (an ImportError): when Pillow is missing.
     """
-    image = _pillow("Image")
+    image = pillow("Image")
     tiles = [[_tile(array, row.colour) for _, array in row.tiles] for row in rows]
     heights = [max(20 + max(tile.height for tile in line), 26 + 16 * len(row.notes))
                for row, line in zip(rows, tiles, strict=True)]  # fmt: skip
@@ -64,9 +65,26 @@ def png(rows: Sequence[Row], heading: str, legend: str = "") -> bytes:
     return file.getvalue()
 
 
+def tiles(arrays: Sequence[Array], size: int = 72) -> bytes:
+    """Maps side by side, as a PNG file's bytes, each on its own scale.
+
+    Raises:  ConvError (an ImportError): when Pillow is missing.
+    """
+    drawn = [_tile(array, False, size) for array in arrays]
+    width, height = sum(tile.width + 2 for tile in drawn) - 2, max(tile.height for tile in drawn)
+    row = pillow("Image").new("L", (width, height), 255)
+    left = 0
+    for tile in drawn:
+        row.paste(tile.convert("L"), (left, 0))
+        left += tile.width + 2
+    file = BytesIO()
+    row.quantize(TONES).save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
 def _place(page: Image, top: int, row: Row, tiles: Sequence[Image]) -> None:
     """One row: a hairline, what it is, its tiles with a caption below each."""
-    frame = _pillow("ImageDraw").Draw(page)
+    frame = pillow("ImageDraw").Draw(page)
     frame.line([(MARGIN, top), (page.width - MARGIN, top)], fill=EDGE)
     _write(page, (MARGIN, top + GAP), _shortened(row.title, 15), 15, INK)
     for i, note in enumerate(row.notes):
@@ -79,20 +97,20 @@ def _place(page: Image, top: int, row: Row, tiles: Sequence[Image]) -> None:
         left += tile.width + GAP
 
 
-def _tile(array: Array, colour: bool) -> Image:
-    image = _pillow("Image")
+def _tile(array: Array, colour: bool, side: int = TILE) -> Image:
+    image = pillow("Image")
     if colour:
         picture = image.fromarray(np.round(255 * np.clip(array, 0, 1)).astype(np.uint8), "RGB")
     elif array.ndim == 1:
         return _curve(array)
     else:
-        picture = image.fromarray(_grey(array if array.ndim == 2 else array[len(array) // 2]), "L")
-    scale = TILE / max(picture.size)
+        picture = image.fromarray(grey(array if array.ndim == 2 else array[len(array) // 2]), "L")
+    scale = side / max(picture.size)
     size = tuple(max(THIN, round(scale * n)) for n in picture.size)
     return picture.resize(size, image.Resampling.NEAREST if scale > 1 else image.Resampling.BOX).convert("RGB")
 
 
-def _grey(array: Array) -> Array:
+def grey(array: Array) -> Array:
     """Values as 0 … 255; of all the same value mid grey."""
     values = np.nan_to_num(np.asarray(array, dtype=np.float64))
     low, high = np.percentile(values, (1, 99))
@@ -104,20 +122,20 @@ def _grey(array: Array) -> Array:
 
 def _curve(array: Array) -> Image:
     """A map of one axis as a line, its values upwards."""
-    tile = _pillow("Image").new("RGB", (TILE, CURVE), (246, 247, 249))
-    heights = CURVE - 3 - (CURVE - 6) * (_grey(array) / 255.0)
+    tile = pillow("Image").new("RGB", (TILE, CURVE), (246, 247, 249))
+    heights = CURVE - 3 - (CURVE - 6) * (grey(array) / 255.0)
     xs = np.linspace(2, TILE - 3, len(array)) if len(array) > 1 else np.array([2.0, TILE - 3.0])
     points = list(zip(xs.tolist(), np.resize(heights, len(xs)).tolist(), strict=True))
-    _pillow("ImageDraw").Draw(tile).line(points, fill=INK, width=1)
+    pillow("ImageDraw").Draw(tile).line(points, fill=INK, width=1)
     return tile
 
 
 def _write(page: Image, at: tuple[int, int], text: str, size: int, colour: tuple[int, int, int]) -> None:
-    _pillow("ImageDraw").Draw(page).text(at, text, fill=colour, font=_pillow("ImageFont").load_default(size))
+    pillow("ImageDraw").Draw(page).text(at, text, fill=colour, font=pillow("ImageFont").load_default(size))
 
 
 def _length(text: str, size: int) -> int:
-    return round(_pillow("ImageFont").load_default(size).getlength(text))
+    return round(pillow("ImageFont").load_default(size).getlength(text))
 
 
 def _shortened(text: str, size: int) -> str:
@@ -129,7 +147,7 @@ def _shortened(text: str, size: int) -> str:
     return shown
 
 
-def _pillow(module: str) -> Any:
+def pillow(module: str) -> Any:
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError as error:

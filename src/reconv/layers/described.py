@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from reconv.errors import ConvError
 from reconv.spec import Block, Description, describe
 
 
@@ -23,6 +24,13 @@ class Described(nn.Module):
         from reconv.layers.compose import block_of  # which knows every layer
 
         return block_of(self)
+
+    def _repr_svg_(self) -> str | None:
+        """A picture in notebooks, where a block says what the layer computes; its repr stays torch's."""
+        try:
+            return self.block._repr_svg_()
+        except ConvError:
+            return None
 
     def describe(self, input_shape: Sequence[int]) -> Description:
         """A table of the layer's parts, for printing: input, weight and output shapes, parameters and macs.

@@ -12,6 +12,7 @@ from typing import Any
 from reconv.errors import ConvError, conv_error
 from reconv.planning.considered import Considered
 from reconv.planning.wishes import Wish, Wishes
+from reconv.shown import show
 from reconv.spec import Block, parse
 from reconv.surgery.kin import Also
 from reconv.targets import LAYOUTS
@@ -168,6 +169,9 @@ class Plan:
                              do=f"There are {', '.join(names)}." if names else "This plan has none.",
                              also=ValueError)  # fmt: skip
         return found
+
+    def _repr_html_(self) -> str | None:
+        return show("plan", self)
 
     def to_dict(self) -> dict[str, Any]:
         known = {

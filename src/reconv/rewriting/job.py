@@ -21,11 +21,14 @@ from reconv.planning.make import plan as make
 from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
 from reconv.planning.wishes import Wishes
+from reconv.reporting.brief import result_html
+from reconv.reporting.seen import Seen
 from reconv.rewriting.logs import logger
+from reconv.rewriting.looking import look
 from reconv.rewriting.processes import launched
 from reconv.rewriting.recovery import Stopped, check_training
 from reconv.rewriting.stages import Stages, check_stages
-from reconv.rewriting.store import CHECKPOINT, PLAN, save_run, write_text
+from reconv.rewriting.store import CHECKPOINT, PLAN, save_run, weights_hash, write_text
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
@@ -43,6 +46,7 @@ class Result:
              before, after: timed Summaries. latency_ratio: after / before, in one interleaved run.
              error: ‖student − teacher‖ / ‖teacher‖ on held-out data; None without data.
              scores: what `evaluate` gave before and after; None without it.
+             seen: what the layers of both networks make of samples, for the report.
     """
 
     model: nn.Module
@@ -53,6 +57,7 @@ class Result:
     latency_ratio: float
     scores: tuple[float, float] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    seen: Seen | None = field(default=None, repr=False, compare=False)
 
     @property
     def met(self) -> bool:
@@ -65,7 +70,11 @@ class Result:
     def save(self, folder: str | Path) -> None:
         """Writes a run folder, which `reconv.load` rebuilds the network from."""
         save_run(folder, model=self.model, plan=self.plan, before=self.before, after=self.after, error=self.error,
-                 config=dict(self.config))  # fmt: skip
+                 config=dict(self.config), seen=self.seen)  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        """The verdict, the figures, both networks as strips, and what each layer became."""
+        return result_html(self.before, self.after, self.plan, self.config, self.error, self.seen)
 
 
 def rewrite(
@@ -153,10 +162,12 @@ def rewrite(
     error = held_error(model, student, held, finer) if held is not None else None
     if error is not None and made.edits:
         made = _judged(made, limits, "error", error)
-    config = {"rules": [r.name for r in found], "budget": made.budget, "target": made.target, "epochs": epochs,
-              "seed": seed, "holdout": holdout, "latency_ratio": latency_ratio, "scores": scores}  # fmt: skip
-    result = Result(student, made, summary(model, inputs, engine), summary(student, inputs, engine), error,
-                    latency_ratio, scores, config)  # fmt: skip
+    config = {"model": {**made.model, "weights_hash": weights_hash(model)}, "rules": [r.name for r in found],
+              "budget": made.budget, "target": made.target, "epochs": epochs, "seed": seed, "holdout": holdout,
+              "latency_ratio": latency_ratio, "scores": scores}  # fmt: skip
+    before, after = summary(model, inputs, engine), summary(student, inputs, engine)
+    seen = look(model, student, made, inputs, held, [row.name for row in before.rows], seed)
+    result = Result(student, made, before, after, error, latency_ratio, scores, config, seen)
     if folder is not None:
         result.save(folder)
     return result

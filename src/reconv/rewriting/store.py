@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ import torch
 from torch import nn
 
 from reconv import __version__
+from reconv.costing.render import from_dict
 from reconv.costing.summary import Summary
-from reconv.errors import conv_error
+from reconv.errors import ConvError, conv_error
 from reconv.planning.edits import restructure
 from reconv.planning.made_for import differing
 from reconv.planning.plan import Plan
 from reconv.reporting.front import front_svg
 from reconv.reporting.page import page
+from reconv.reporting.seen import Seen
 from reconv.rewriting.references import build_model, build_trusted
 from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
 from reconv.surgery.fingerprint import structure_hash, update
@@ -38,11 +41,13 @@ def save_run(
     after: Summary | None = None,
     error: float | None = None,
     config: Mapping[str, Any],
+    seen: Seen | None = None,
 ) -> None:
     """Writes a run folder; each file appears whole or not at all.
 
     Args:    config: what the run was asked to do. `config["model"]` is {"ref", "hash"} of the network that it began
              with; without it, `plan.model` is.
+             seen: what the report shows of both networks at work.
     Raises:  ConvError: when the network's state dict holds what safetensors cannot. OSError: as the disk has it.
     """
     folder = Path(folder)
@@ -54,7 +59,45 @@ def save_run(
     save_weights(model, folder / WEIGHTS)
     write_json(folder / SUMMARY, {"format": FORMAT, "before": before and before.to_dict(),
                                    "after": after and after.to_dict(), "error": error})  # fmt: skip
-    write_text(folder / REPORT, page(before, after, plan, config, error))
+    write_text(folder / REPORT, page(before, after, plan, config, error, seen))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says, besides the network itself."""
+
+    plan: Plan
+    config: Mapping[str, Any]
+    before: Summary | None
+    after: Summary | None
+    error: float | None
+
+
+def read_run(folder: str | Path) -> Run:
+    """Reads plan, settings and figures of a run folder.
+
+    Raises:  ConvError: when a file of it is missing or broken; names the file.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    path = _inside(folder, PLAN)
+    try:
+        plan = Plan.load(path)
+    except ConvError as error:
+        raise _broken(path, error) from error
+    path = _inside(folder, SUMMARY)
+    held = _read_json(path)
+    try:
+        before, after = (None if held[name] is None else from_dict(held[name]) for name in ("before", "after"))
+        error_then = None if held["error"] is None else float(held["error"])
+    except (ConvError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _broken(path, error) from error
+    return Run(plan, config, before, after, error_then)
+
+
+def _broken(path: Path, error: Exception) -> ConvError:
+    return conv_error("load", f"{path.name} must be as reconv wrote it", got={"file": path, "error": repr(str(error))},
+                      also=ValueError)  # fmt: skip
 
 
 def save_front(folder: Path, plan: Plan) -> None:
@@ -178,7 +221,7 @@ def _inside(folder: Path, name: str) -> Path:
     """A file of the run folder; a link that leads out of it is none."""
     path = folder / name
     if not path.is_file():
-        stopped = name == WEIGHTS and (folder / CHECKPOINT).exists()
+        stopped = name in (WEIGHTS, SUMMARY) and (folder / CHECKPOINT).exists()
         raise conv_error("load", f"a run folder must hold {name}", got={"folder": folder}, also=FileNotFoundError,
                          do="Its run was stopped: finish it with --resume." if stopped
                          else "Give the folder that reconv rewrite wrote.")  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from reconv.errors import conv_error
+from reconv.shown import show
 from reconv.spec.conv import ConvSpec
 
 ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh",
@@ -14,6 +15,9 @@ ACTIVATIONS = ("relu", "relu6", "leaky_relu", "elu", "silu", "gelu", "hardswish"
 
 
 class _Composite:
+    def _repr_svg_(self) -> str | None:
+        return show("block", self)
+
     def __str__(self) -> str:
         from reconv.spec.text import block_text
 

@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
+from reconv.shown import show
 
 Ints = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
@@ -208,6 +209,9 @@ class ConvSpec:
                              got={"module": type(module).__name__}, do=f"It has no {missing[0]}.",
                              also=TypeError)  # fmt: skip
         return cls(bias=module.bias is not None, padding=module.padding, **{n: getattr(module, n) for n in names})
+
+    def _repr_svg_(self) -> str | None:
+        return show("block", self)
 
     def __str__(self) -> str:
         from reconv.spec.text import conv_text

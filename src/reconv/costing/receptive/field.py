@@ -74,6 +74,22 @@ class Field:
             largest = max(largest, span.size(places))
         return largest or None
 
+    def at_middle(self, label: Label) -> tuple[int, int] | None:
+        """The first input sample along `label` that the middle of all axes sees, in any kind, and the one behind the
+        last; None where unknown.
+        """
+        if self.factors(MIXED):
+            return None
+        position = _middle(self.axes, label)
+        ends: list[tuple[float, float]] = []
+        for spans in self.kinds:
+            span = spans.get(label, EMPTY)
+            if span is None:
+                return None
+            ends.append(span.at(position))
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
+        return (int(low), int(high) + 1) if low <= high else None
+
     def with_axes(self, axes: Iterable[Axis], kinds: Kinds | None = None) -> "Field":
         """With these axes and kinds, in normal form: strides of a label have no common divisor, a label of which no
         factor is left has one position, kinds differ, and factors are as large as can be.
@@ -295,6 +311,17 @@ def _tidy(axes: Iterable[Axis], scale: Mapping[Label, int]) -> Iterable[Axis]:
 def positions(factors: Iterable[Factor]) -> Ints:
     strided = (np.arange(factor.size) * factor.stride for factor in factors)
     return reduce(lambda total, part: np.add.outer(total, part).ravel(), strided, np.zeros(1, np.int64))
+
+
+def _middle(axes: Iterable[Axis], label: Label) -> int:
+    """The position along `label` of the element in the middle of each axis."""
+    position = 0
+    for axis in axes:
+        index = prod(factor.size for factor in axis) // 2
+        for factor in reversed(axis):
+            index, place = divmod(index, factor.size)
+            position += place * factor.stride if factor.label == label else 0
+    return position
 
 
 def reach(factors: Iterable[Factor]) -> int:

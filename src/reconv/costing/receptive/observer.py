@@ -1,16 +1,19 @@
 """The receptive field of every tensor of one forward pass, from the operators that really ran."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch._ops import OpOverload
 
 from reconv.costing.receptive.call import Call, tensors_in
 from reconv.costing.receptive.field import Field
+from reconv.costing.receptive.layout import Label
 from reconv.costing.receptive.memory import Memory
 from reconv.costing.receptive.rules import rule_of
 from reconv.costing.receptive.taps import LostError
+
+T = TypeVar("T")
 
 
 class ReceptiveField:
@@ -59,13 +62,20 @@ class ReceptiveField:
 
     def of(self, tensor: torch.Tensor) -> tuple[int, ...] | None:
         """Input samples per spatial axis; None where unknown, or where no convolution of the input is seen."""
+        return self._of_each_axis(tensor, Field.size)
+
+    def middle(self, tensor: torch.Tensor) -> tuple[tuple[int, int], ...] | None:
+        """Per spatial axis the first input sample that the element in the middle sees, and the one behind the last."""
+        return self._of_each_axis(tensor, Field.at_middle)
+
+    def _of_each_axis(self, tensor: torch.Tensor, ask: Callable[[Field, Label], T | None]) -> tuple[T, ...] | None:
         field = self._memory.get(tensor)
         if field is None:
             return None
         labels = sorted(field.slid, key=lambda label: label.axis)
-        sizes = [size for label in labels if (size := field.size(label)) is not None]
+        known = [answer for label in labels if (answer := ask(field, label)) is not None]
         one_input = len({label.rank for label in labels}) == 1 and len({label.axis for label in labels}) == len(labels)
-        return tuple(sizes) if one_input and len(sizes) == len(labels) else None
+        return tuple(known) if one_input and len(known) == len(labels) else None
 
     def _results(self, func: OpOverload, call: Call) -> list[Field | None]:
         """The field of each output, None where it is not known."""

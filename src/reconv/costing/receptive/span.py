@@ -80,6 +80,11 @@ class Span:
         lo, hi = self._bounds(positions)
         return int(max(0, (hi - lo).max() + 1))
 
+    def at(self, position: int) -> tuple[float, float]:
+        """The first and the last sample that one position sees; infinite, and the other way round, for none."""
+        lo, hi = self._bounds(np.array([position]))
+        return float(lo[0]), float(hi[0])
+
     def _key(self) -> frozenset[tuple[bytes, bytes, int]]:
         return frozenset((each.lo.tobytes(), each.hi.tobytes(), each.advance) for each in self.maps)
 
