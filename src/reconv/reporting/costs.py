@@ -19,6 +19,7 @@ def unit_of(*summaries: Summary) -> str:
 def costs_svg(before: Summary | None, after: Summary | None) -> str:
     """Both networks as strips on one scale."""
     known = [(name, one) for name, one in (("before", before), ("after", after)) if one is not None]
+    known = known if len(known) > 1 else [("the network", one) for _, one in known]
     unit = unit_of(*(one for _, one in known))
     strips = [Strip(name, [*(_cell(row, unit) for row in one.rows), *_rest(one, unit)]) for name, one in known]
     totals = ", ".join(f"{one.title} {one.cost:.3g} {unit}" for one in strips)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -37,6 +37,17 @@ def page(
             costs(before, after), figures(before, after, plan, error, settings), _front(plan),
             changed(before, after, plan, seen), unchanged(plan), _refusals(plan), looks(seen),
             _convolutions(before, after), again(settings)]  # fmt: skip
+    return _document(name, body)
+
+
+def summary_page(found: Summary, name: str) -> str:
+    """What each convolution of a network costs, as a page."""
+    strip = f'<figure class="wide">{inline(costs_svg(found, None))}</figure>'
+    rows = f'<div class="wide">{found._repr_html_()}</div>'
+    return _document(name, [f"<h1>{escape(name)}</h1>", strip, "<h2>Every convolution</h2>", rows])
+
+
+def _document(name: str, body: Sequence[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
