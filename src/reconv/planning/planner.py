@@ -18,7 +18,7 @@ from reconv.ruleset import Rule
 from reconv.surgery.outputs import tensors_in
 from reconv.targets import layout_of
 
-CORRECTIONS = 4  # times the search is repeated with what the whole network taught
+CORRECTIONS = 6  # times the search is repeated with what the whole network taught
 SLACK = 0.93  # a network under this part of its budget has given accuracy away
 HOPELESS = 1.15  # times the latency in the best memory format: a search in another one is spared
 AIM = 0.97  # of the latency budget: what is aimed at, since timing is noisy
@@ -142,18 +142,18 @@ class Planner:
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
         line = Line([(sum(row[0].latency_ms for row in table.candidates.values()), start.latency_ms)])
-        seen: set[tuple[Edit, ...]] = set()
+        tried: list[dict[str, Candidate]] = []
         kept = {site: row[0] for site, row in table.candidates.items()}
         self.apart = {"memory": start.memory - self.foreseen(kept, table)["memory"]}
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
-            choice = self.pick(table, start, line, allowed)
+            choice = self.pick(table, start, line, allowed, tried)
             edits = tuple(c.edit for c in choice.values() if c.edit)
-            judged = None if edits in seen else self.bench.judge(edits, table.layout)
+            judged = None if choice in tried else self.bench.judge(edits, table.layout)
             if judged is None:
                 break
-            seen.add(edits)
+            tried.append(choice)
             outcome = self.spent(judged, choice, table)
             if not outcome.edits and outcome.layout == layout_of(self.bench.given):
                 outcome = self.as_given(outcome)  # what its timing differs by is noise
@@ -176,8 +176,9 @@ class Planner:
                        latency_ms=start.original_ms, error=0.0, macs=self.now["macs"], params=self.now["params"],
                        memory=self.now["memory"])  # fmt: skip
 
-    def pick(self, table: Table, start: Outcome, line: Line, allowed: float | None) -> dict[str, Candidate]:
-        """One candidate a site within the limits; where none are, the cheapest."""
+    def pick(self, table: Table, start: Outcome, line: Line, allowed: float | None,
+             tried: Sequence[Mapping[str, Candidate]]) -> dict[str, Candidate]:  # fmt: skip
+        """One candidate a site within the limits, none of what was tried; where none are, the cheapest."""
         limits = {}
         for name, limit in self.budget.limits.items():
             if name == "latency":
@@ -190,7 +191,7 @@ class Planner:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
         rows = {site: row[1:] if site in self.required and row[1:] else row for site, row in table.candidates.items()}
-        choice = choose(rows, limits, goal, every=self.forced, apart=table.apart, elsewhere=table.elsewhere)
+        choice = choose(rows, limits, goal, self.forced, table.apart, table.elsewhere, tried)
         return choice or cheapest(rows, [n for n in limits if n != "error"] or ["latency"], table.apart)
 
     def spent(self, outcome: Outcome, choice: Mapping[str, Candidate], table: Table) -> Outcome:

@@ -19,6 +19,7 @@ SECONDS = 20.0  # after which the best choice found so far is taken
 def choose(
     candidates: Mapping[str, Sequence[Candidate]], limits: Mapping[str, float], goal: str = "error",
     every: bool = False, apart: Apart | None = None, elsewhere: float = 0.0,
+    barred: Sequence[Mapping[str, Candidate]] = (),
 ) -> dict[str, Candidate] | None:  # fmt: skip
     """The best choice, or None where no choice keeps the limits.
 
@@ -28,7 +29,7 @@ def choose(
              goal: what is made small: "error", or "latency" where an error limit is all that was given.
              every: change as many sites as the limits allow, before the goal.
              apart: what two edits cost together beyond the sum of both.
-             elsewhere: the peak in bytes while no site runs.
+             elsewhere: the peak in bytes while no site runs. barred: choices that must not come again.
     Example:
              >>> keep, half = Candidate("a", None, {"latency": 2.0}), Candidate("a", None, {"latency": 1.0}, 0.1)
              >>> choose({"a": [keep, half]}, {"latency": 1.5})["a"].error
@@ -59,6 +60,11 @@ def choose(
             spent = squared if name == "error" else column(name)
         scale = max(float(spent.max()), 1e-300)
         constraints.append(LinearConstraint(spent / scale, -np.inf, bound / scale))
+    if barred:
+        same = np.zeros((len(barred), size))
+        for row, choice in zip(same, barred, strict=True):
+            row[: len(flat)] = [choice.get(c.site) is c for c in flat]
+        constraints.append(LinearConstraint(same, -np.inf, len(candidates) - 1))
     constraints += [LinearConstraint(rows, -np.inf, 1) for rows in (*_excluding(flat, size), *_of_pairs(pairs, size))]
     found = milp(objective, constraints=constraints, integrality=np.arange(size) < len(flat), bounds=Bounds(0, 1),
                  options={"mip_rel_gap": 0.0, "time_limit": SECONDS})  # fmt: skip
