@@ -6,10 +6,12 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
 from xml.etree import ElementTree
 
 import pytest
@@ -258,3 +260,36 @@ def test_fifty_clients_at_once():
         after = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
     assert after - before < 20_000_000
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+NET = (
+    "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))\n"
+)
+
+
+def test_the_command_serves_a_network_until_it_is_stopped(tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    command = [sys.executable, "-m", "reconv", "explore", f"{tmp_path / 'net.py'}:net", "--input", "1x3x9x9"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as serving:
+        assert serving.stderr is not None
+        told = serving.stderr.readline()
+        address = re.match(r"http://127\.0\.0\.1:\d+/", told)
+        assert address is not None, told
+        with urlopen(address[0] + "given/0", timeout=60) as answer:
+            html = answer.read().decode()
+        serving.send_signal(signal.SIGINT)
+        serving.wait(60)
+    assert "ic3oc4k3x3" in html
+    assert "<svg" in html
+
+
+@pytest.mark.parametrize("broken", ["plan.json", "summary.json", "config.json"])
+def test_a_broken_run_folder_names_the_file(tmp_path, broken):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+    reconv.rewrite(model, torch.rand(1, 3, 8, 8), rules="exact", epochs=0, out=tmp_path / "run")
+    (tmp_path / "run" / broken).write_text("{")
+    command = [sys.executable, "-m", "reconv", "explore", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert broken in done.stderr
