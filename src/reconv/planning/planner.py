@@ -10,7 +10,7 @@ from torch import nn
 from reconv.planning.additions import additions
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.candidates import PARTS, Candidate, Table, costs
-from reconv.planning.plan import Edit, Point, Refusal
+from reconv.planning.plan import Point, Refusal
 from reconv.planning.search import beyond, cheapest, choose
 from reconv.planning.table import Progress, measure
 from reconv.planning.workbench import Outcome, Workbench
