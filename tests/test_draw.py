@@ -4,6 +4,7 @@ import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from typer.testing import CliRunner
 
 import reconv
+from reconv.cli import app as cli
 from reconv.drawing import example
 from reconv.drawing.flow import flow_of
 from reconv.layers.compose import build
 from reconv.ops import reference
 from reconv.reporting.drawn import OFFSETS, moves_of
 from reconv.spec import Block, ConvSpec, Deform, in_channels, output_shape, parse
+
+ROOT = Path(__file__).parents[1]
 
 # name: (block, input size)
 KINDS = {
@@ -299,3 +304,20 @@ def test_wrong_arguments(name):
     arguments, message = WRONG[name]
     with pytest.raises(reconv.ConvError, match=message):
         reconv.draw(**arguments)
+
+
+def test_the_readme_shows_what_its_command_draws(tmp_path):
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r'reconv draw "(.*)" --animate -o (docs/\S+)', readme)
+    assert command is not None
+    assert f"({command[2]})" in readme
+    assert (ROOT / command[2]).read_text() == reconv.draw(command[1], animate=True)
+
+
+def test_the_command_draws(tmp_path):
+    done = CliRunner().invoke(cli, ["draw", "ic2oc2k3p1", "-o", str(tmp_path / "a.svg"), "--input", "5", "--at", "0,2"])
+    assert done.exit_code == 0
+    assert (tmp_path / "a.svg").read_text() == reconv.draw("ic2oc2k3p1", input_size=5, at=(0, 2))
+    for wrong in (["--input", "axb"], ["--at", "1;2"]):
+        assert CliRunner().invoke(cli, ["draw", "ic2oc2k3p1", "-o", str(tmp_path / "a.svg"), *wrong]).exit_code == 2
+    assert CliRunner().invoke(cli, ["draw", "nonsense", "-o", str(tmp_path / "a.svg")]).exit_code == 1
