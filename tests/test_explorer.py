@@ -16,12 +16,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from states import any_query
 
 import reconv
 from reconv.explorer.app import HEADERS, LONGEST_QUERY, Given, app
 from reconv.explorer.code import codes
 from reconv.explorer.kinds import CONTROLS, KINDS
-from reconv.explorer.state import CHOICES, read
+from reconv.explorer.state import read
 from reconv.spec import describe, output_shape
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -229,20 +230,12 @@ def test_latency_is_measured_here():
     told = json.loads(text)
     assert re.fullmatch(r"[\d.e-]+ ms ± [\d.e-]+", told["latency"])
     assert len(told["kernel"].split(", ")) == 2
-    assert "more than" in json.loads(get("/latency", "ic=512&oc=512&k=31&p=15&n=200")[2])["latency"]
+    for heavy, of_what in (("ic=512&oc=512&k=31&p=15&n=200", "accumulates"), ("ic=512&oc=512&k=31&p=15&n=1", "MiB"),
+                           ("kind=transposed&ic=1&oc=512&k=1&p=0&s=8&n=224", "MiB")):  # fmt: skip
+        told = json.loads(get("/latency", heavy)[2])["latency"]
+        assert "more than" in told
+        assert of_what in told
     assert get("/latency", "k=0")[0] == 422
-
-
-def any_query(chance: random.Random) -> str:
-    """A state, right or wrong."""
-    pairs = [f"{name}={chance.choice([*values, 'x'])}" for name, values in CHOICES.items() if chance.random() < 0.7]
-    for name, control in CONTROLS.items():
-        if chance.random() < 0.5:
-            small = chance.randint(control.least, control.least + 8)
-            pairs.append(
-                f"{name}={chance.choice([small, small, small, -1, '', '%00', 'é', '9' * 30, control.limit(2)])}"
-            )
-    return "&".join(pairs)
 
 
 def test_fifty_clients_at_once():

@@ -11,9 +11,9 @@ from reconv.errors import ConvError
 from reconv.explorer.code import codes
 from reconv.explorer.state import State
 from reconv.reporting.drawn import draw
-from reconv.spec import Block, describe, macs, receptive_field
+from reconv.spec import Block, describe, macs, peak_bytes, receptive_field, weight_bytes
 
-MOST_MACS = 4_000_000_000  # of a layer that is measured here
+MOST_MACS, MOST_BYTES = 4_000_000_000, 2**28  # of a layer that is measured here
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ def measured(state: State) -> dict[str, str]:
     block, shape = state.block(), (1, *state.shape)
     if macs(block, shape) > MOST_MACS:
         return {"latency": f"not measured: more than {MOST_MACS:,} multiply-accumulates"}
+    if peak_bytes(block, shape) + weight_bytes(block, shape[1]) > MOST_BYTES:
+        return {"latency": f"not measured: more than {MOST_BYTES >> 20} MiB of weights and maps"}
     target = get_target("torch")
     (timing,) = time_blocks(target, [Problem(block, shape, torch.float32, torch.device("cpu"))])
     if isinstance(timing, str):
