@@ -41,8 +41,8 @@ def subjects() -> dict[str, Callable[[], tuple[nn.Module, Tensor]]]:
         "digits_vgg": lambda: (digits_vgg(), pictures(digits()[0])[:128]),
         "digit_recognizer": lambda: (nets.digit_recognizer(), pictures(samples.mnist(False))[:128]),
         "svhn": lambda: (nets.ccexam("svhn", 32), pictures(samples.house_numbers(False))[:128]),
-        "mobilenet_v2": lambda: (nets.mobilenet_v2(), samples.imagenet(False, 32)),
         "silero_vad": lambda: (nets.silero_vad(), pictures(nets.voices(False))[:128]),
+        "mobilenet_v2": lambda: (nets.mobilenet_v2(), samples.imagenet(False, 32)),
     }
 
 

@@ -57,8 +57,8 @@ def _lines(block: Block) -> Iterator[Terms]:
         case Deform():
             yield _conv(block.conv, moved=True, weighed=block.modulated)
         case Shuffle():
-            yield (("y[i·", "made"), (f"{block.groups}", ""), (" + g]", "made"), (" = ", ""),
-                   ("x[g·n + i]", "read"), (f", {block.groups} groups of n channels", ""))  # fmt: skip
+            yield ((f"y[i·{block.groups} + j]", "made"), (" = ", ""), ("x[j·n + i]", "read"),
+                   (f", {block.groups} groups j of n channels i", ""))  # fmt: skip
         case Permute():
             yield (("y[c, p]", "made"), (" = ", ""), ("x[order[c], p]", "read"))
         case PixelShuffle():

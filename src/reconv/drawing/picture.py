@@ -240,7 +240,9 @@ class Drawing:
             return text
         if self.values is None or step is None or not isinstance(step.block, ConvSpec):
             needed = self.frames[frame].get(0, ())
-            return f"{text} needs {len(needed)} of {math.prod(self.flow.maps[0].shape)} input values"
+            means = any(isinstance(each.block, Gate) for each in self.flow.steps)
+            more = ", and the mean of every channel" if means else ""
+            return f"{text} needs {len(needed)} of {math.prod(self.flow.maps[0].shape)} input values{more}"
         parts = [f"{w}·{x}" for w, x in example.terms(self.flow, step, cell, self.values) if w and x]
         shown = " + ".join(parts[:12]) + (f" + {len(parts) - 12} more" if len(parts) > 12 else "")
         total = sum(w * x for w, x in example.terms(self.flow, step, cell, self.values))

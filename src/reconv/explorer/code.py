@@ -20,5 +20,5 @@ def reconv_code(state: State) -> str:
     made = call(f"reconv.nn.{layer.name}{state.dims}d", layer.args, layer.kwargs)
     lines = ["import reconv", "import torch", "", f"layer = {made}",
              f"x = torch.rand(1, {', '.join(map(str, state.shape))})"]  # fmt: skip
-    after = {"": "y = layer(x)", "sum": "y = layer(x) + x", "concat": "y = torch.cat([layer(x), x], dim=1)"}
+    after = {"": "y = layer(x)", "sum": "y = x + layer(x)", "concat": "y = torch.cat([x, layer(x)], dim=1)"}
     return "\n".join([*lines, after[layer.joined]])

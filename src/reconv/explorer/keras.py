@@ -33,7 +33,7 @@ def _keras(w: Writer, block: Block, x: str, dims: int) -> str:
         case ConvSpec():
             return _keras_conv(w, block, x, dims)
         case Deform():
-            w.lines.append("# Keras has no deformable convolution")
+            w.lines.append('raise NotImplementedError("Keras has no deformable convolution")')
             return x
         case Shuffle():
             size = ", ".join(f"{x}.shape[{i}]" for i in range(dims + 1))
@@ -52,7 +52,7 @@ def _keras(w: Writer, block: Block, x: str, dims: int) -> str:
         case BatchNorm():
             return w.apply("norm", "layers.BatchNormalization(epsilon=1e-5)", x)
         case PixelShuffle() | Permute():
-            w.lines.append(f"# {block}: not in Keras")
+            w.lines.append(f'raise NotImplementedError("Keras has no {type(block).__name__}")')
             return x
         case Branches():
             outs = w.branches(block, x)

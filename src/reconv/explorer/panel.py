@@ -13,6 +13,7 @@ from reconv.explorer.state import State
 from reconv.reporting.drawn import draw
 from reconv.spec import Block, describe, macs, peak_bytes, receptive_field, weight_bytes
 
+BEYOND = {"deformable": ", and farther by the offsets", "squeeze_excite": "; the weights see the whole map"}
 MOST_MACS, MOST_BYTES = 4_000_000_000, 2**28  # of a layer that is measured here
 
 
@@ -35,12 +36,12 @@ def panel_of(state: State, prefix: str) -> Panel:
     block = state.block()
     numbers = state.numbers
     try:
-        svg = _drawn(block, state.size, numbers, state.offsets)
+        svg = _drawn(block, state.shape, numbers, state.offsets)
     except ConvError as error:
         if not numbers:
             raise
         state.wrong["numbers"] = str(error).split(" [")[0]
-        svg = _drawn(block, state.size, False, state.offsets)
+        svg = _drawn(block, state.shape, False, state.offsets)
     told = describe(block, (1, *state.shape))
     facts = {
         "input": times(state.shape),
@@ -48,15 +49,15 @@ def panel_of(state: State, prefix: str) -> Panel:
         "output": times(told.output_shape[1:]),
         "parameters": f"{told.params:,}",
         "multiply-accumulates": f"{told.macs:,}",
-        "receptive field": times(receptive_field(block, state.dims)),
+        "receptive field": times(receptive_field(block, state.dims)) + BEYOND.get(state.kind.name, ""),
         "as text": str(block),
     }
     return Panel(state, prefix, svg, len(set(re.findall(r"made-text f f(\d+)", svg))), facts, told.rows, codes(state))
 
 
 @lru_cache(maxsize=64)
-def _drawn(block: Block, size: tuple[int, ...], numbers: bool, offsets: str) -> str:
-    return draw(block, input_size=size, animate=True, numbers=numbers, offsets=offsets)
+def _drawn(block: Block, shape: tuple[int, ...], numbers: bool, offsets: str) -> str:
+    return draw(block, input_size=shape[1:], animate=True, numbers=numbers, offsets=offsets, channels=shape[0])
 
 
 def measured(state: State) -> dict[str, str]:
@@ -75,9 +76,9 @@ def measured(state: State) -> dict[str, str]:
     if isinstance(timing, str):
         return {"latency": f"not measured: {timing}"}
     return {
-        "latency": f"{timing.median_ms:.3g} ms ± {timing.spread_ms:.1g}",
+        "latency": f"{timing.median_ms:.3g} ms ± {timing.spread_ms / 2:.1g}",
         "kernel": ", ".join(kernels(block, shape)),
-        "where": f"this machine, PyTorch, {torch.get_num_threads()} threads, batch 1",
+        "where": f"reconv on this machine, {torch.get_num_threads()} threads, batch 1 (median, half the quartiles' range)",
     }
 
 

@@ -25,8 +25,9 @@ def pytorch_code(block: Block, dims: int, channels: int) -> str:
     writer = Writer(channels, lambda w, b, x: _pytorch(w, b, x, dims))
     last = writer.block(block, "x")
     head = ["import torch", "from torch import nn"]
-    if any("deform_conv2d" in line for line in writer.lines):
-        head.append("from torchvision.ops import deform_conv2d")
+    if any("deform_conv" in line for line in writer.lines):  # torchvision's is 2D only
+        place = "torchvision.ops" if dims == 2 else "reconv.functional"
+        head.append(f"from {place} import deform_conv{dims}d")
     return program(head, writer, last)
 
 
@@ -34,6 +35,12 @@ def _pytorch(w: Writer, block: Block, x: str, dims: int) -> str:
     match block:
         case ConvSpec():
             kind = "ConvTranspose" if block.transposed else "Conv"
+            if (
+                block.even_padding is None and not block.transposed
+            ):  # from the last axis to the first, as pad takes them
+                ends = tuple(n for pair in reversed(block.padding) for n in pair)
+                x = w.say(f"nn.functional.pad({x}, {ends})")
+                block = block.replace(padding=0)
             return w.apply("conv", f"nn.{kind}{dims}d({_torch_arguments(block)})", x)
         case Deform():
             return _torch_deform(w, block, x, dims)
@@ -77,10 +84,6 @@ def _torch_arguments(spec: ConvSpec) -> str:
 
 
 def _torch_deform(w: Writer, block: Deform, x: str, dims: int) -> str:
-    if dims != 2:
-        w.lines.append(
-            "# torchvision's deformable convolution is 2D; in 1D and 3D: reconv.functional.deform_conv1d, 3d"
-        )
     offsets = w.layer("offsets", f"nn.Conv{dims}d({_torch_arguments(block.offset_conv)})")
     conv = w.layer("conv", f"nn.Conv{dims}d({_torch_arguments(block.conv)})")
     taps = block.offset_groups * prod(block.conv.kernel_size)

@@ -54,7 +54,7 @@ class State:
         layer = self.layer
         made = getattr(nn, f"{layer.name}{self.dims}d")(*layer.args, **layer.kwargs, device="meta")
         block = block_of(made)
-        return Branches(block, Activation("identity"), join=layer.joined) if layer.joined else block
+        return Branches(Activation("identity"), block, join=layer.joined) if layer.joined else block
 
     def query(self, prefix: str = "") -> str:
         pairs: dict[str, object] = {"kind": self.kind.name, "dims": self.dims}

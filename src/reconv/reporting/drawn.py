@@ -34,6 +34,7 @@ def draw(
     animate: bool = False,
     numbers: bool = False,
     offsets: str | Sequence[Sequence[float]] = "random",
+    channels: int | None = None,
 ) -> str:
     """Draws a convolution, or a block of several, on one sample: all maps as volumes, and what one output cell needs.
 
@@ -44,6 +45,7 @@ def draw(
              other, which a .gif always does. numbers: a worked example in small whole numbers.
              offsets: how a deformable convolution's taps are moved: "none", "scale", "rotate", "random", or
              a displacement for each tap, in the order of its axes.
+             channels: of the input, where no part of the block tells them.
     Returns: the SVG text. What is too large is drawn in part, and says so.
     Raises:  ConvError: when it cannot be read, does not fit the size, or has no such output cell; (an ImportError) when
              a .png or .gif is asked for without the extra `pictures`.
@@ -53,7 +55,7 @@ def draw(
     """
     suffix = _suffix(path)
     block = _block(what)
-    shape = _shape(block, input_size)
+    shape = _shape(block, input_size, channels)
     out = output_shape(block, (1, *shape))[1:]
     wanted = Wanted(_cell(at, out), animate or suffix == ".gif", numbers, moves_of(block, offsets))
     drawing = Drawing(block, shape, wanted)
@@ -90,11 +92,11 @@ def _block(what: str | Block | nn.Module) -> Block:
     return block_of(what)
 
 
-def _shape(block: Block, size: int | Sequence[int] | None) -> tuple[int, ...]:
+def _shape(block: Block, size: int | Sequence[int] | None, channels: int | None) -> tuple[int, ...]:
     """(C, *spatial) of the input."""
     given = (size,) if isinstance(size, int) else tuple(size or ())
     dims = dimensions(block) or (len(given) if len(given) > 1 else 2)
-    channels = in_channels(block) or _channels(block)
+    channels = in_channels(block) or channels or _channels(block)
     lengths = given * dims if len(given) == 1 else given or usual_size(block, dims)
     if len(lengths) != dims or not all(isinstance(n, int) and 1 <= n <= LONGEST for n in lengths):
         raise conv_error("draw", f"input_size must be an integer from 1 to {LONGEST}, or {dims} of them",

@@ -142,7 +142,7 @@ async function measure(panel, button) {
   } catch (error) {
     told = { latency: "no answer: " + error.message };
   }
-  place.textContent = [told.latency, told.kernel && "kernels: " + told.kernel, told.where].filter(Boolean).join("; ");
+  place.textContent = [told.latency, told.kernel && "computed by: " + told.kernel, told.where].filter(Boolean).join("; ");
 }
 
 main.addEventListener("submit", (event) => event.preventDefault());
