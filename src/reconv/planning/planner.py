@@ -32,20 +32,27 @@ class Line:
     Example:
              >>> Line([(8.0, 10.0)]).rows_for(5.0)  # of one point all that is known is that the rest stays
              3.0
-             >>> Line([(8.0, 10.0), (2.0, 1.0), (4.0, 4.0)]).rows_for(7.0)
+             >>> Line([(8.0, 10.0), (4.0, 4.0)]).rows_for(7.0)
              6.0
     """
 
     points: list[tuple[float, float]]
 
     def rows_for(self, whole_ms: float) -> float:
-        """The sum of rows at which a network is expected to take so long: between the nearest measured ones."""
+        """The sum of rows at which a network is expected to take so long: between the nearest measured ones.
+
+        Where one side is missed again and again, the point on the other side counts as half as far away each time, else
+        it would hold the line back (the Illinois rule: Dowell and Jarratt 1971).
+        """
         below = max((p for p in self.points if p[1] <= whole_ms), key=lambda p: p[1], default=None)
         above = min((p for p in self.points if p[1] > whole_ms), key=lambda p: p[1], default=None)
         near = min(self.points, key=lambda p: abs(p[1] - whole_ms))
         other = (below if near is above else above) or min((p for p in self.points if p is not near), default=near,
                                                            key=lambda p: abs(p[1] - whole_ms))  # fmt: skip
-        rows, whole = near[0] - other[0], near[1] - other[1]
+        sides = [whole <= whole_ms for _, whole in self.points]
+        again = next((i for i, side in enumerate(reversed(sides)) if side is not sides[-1]), len(sides)) - 1
+        away = (other[1] - whole_ms) * 0.5 ** max(0, again) if below and above else other[1] - whole_ms
+        rows, whole = near[0] - other[0], near[1] - whole_ms - away
         slope = whole / rows if rows * whole > 0 else 1.0  # else noise is all there is between them
         return near[0] + (whole_ms - near[1]) / slope
 
