@@ -78,7 +78,7 @@ def measured(state: State) -> dict[str, str]:
     return {
         "latency": f"{timing.median_ms:.3g} ms ± {timing.spread_ms / 2:.1g}",
         "kernel": ", ".join(kernels(block, shape)),
-        "where": f"reconv on this machine, {torch.get_num_threads()} threads, batch 1 (median, half the quartiles' range)",
+        "where": f"reconv here, {torch.get_num_threads()} threads, batch 1 (median, half the range between quartiles)",
     }
 
 
