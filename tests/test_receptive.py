@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reconv.costing.receptive import ReceptiveField
+from reconv.surgery.clone import clone
 
 CONVOLUTION = torch.ops.aten.convolution.default
 
@@ -77,7 +78,7 @@ def sample(shape: Sequence[int]) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_as_by_brute_force(name):
     model, shape = CASES[name]
-    model, x = model.double(), sample(shape)
+    model, x = clone(model).double(), sample(shape)  # others test the same networks
     truth = brute_force(model, x, range(2, len(shape)), float("nan"))
     if name == "video":  # its first convolution slides along the frames' axes only
         truth[0] = truth[0][1:]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -97,6 +98,8 @@ def processes(precision: str | None, module: nn.Module) -> Iterator[Processes]:
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
+    if launched() > 1:  # its functions' defaults hold a group that is there before them, threads and all, to the end
+        import_module("torch.distributed.nn")
     wanted = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") if precision is None else PRECISIONS[precision]
     if wanted not in PRECISIONS.values():
         raise conv_error("recover", f"mixed precision must be one of {', '.join(PRECISIONS.values())}", also=ValueError,
