@@ -1,6 +1,6 @@
 """The explorer under load: 50 clients at once on random states, right and wrong, against a real server.
 
-    python benchmarks/explore.py [--clients 50] [--rounds 6] [--each 10]
+    python benchmarks/explore.py [--clients 50] [--rounds 30] [--each 10]
 
 Prints for each round how many answers of which status came, their median and longest time, and the server's memory.
 """
@@ -44,7 +44,7 @@ def memory(process: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, usual in (("clients", 50), ("rounds", 6), ("each", 10)):
+    for name, usual in (("clients", 50), ("rounds", 30), ("each", 10)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     given = parser.parse_args()
     command = [sys.executable, "-m", "reconv", "explore"]

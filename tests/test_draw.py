@@ -296,6 +296,7 @@ WRONG = {
     "one axis": (dict(what="deform(ic2oc2k3p1, og1)", offsets="rotate"), "cannot be rotated"),
     "numbers of a gate": (dict(what="ic2oc4k1x1 -> se(2)", numbers=True), "worked example takes"),
     "too many numbers": (dict(what="ic32oc32k3x3", numbers=True), "at most 6000 products"),
+    "too many places": (dict(what="ic2oc1k1x1s64", numbers=True, input_size=(224, 224)), "at most 30000 cells"),
 }
 
 

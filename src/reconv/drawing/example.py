@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 
 from reconv.drawing.flow import Cell, Flow, Ints, Step, group_of, window
 from reconv.errors import conv_error
 from reconv.spec import Block, ConvSpec, PixelShuffle, Shuffle
 
 Values = dict[Cell, int]
-MOST = 6000  # products, of all steps
+MOST = {"products": 6000, "cells": 30_000}  # of all steps and maps
 
 
 def inputs(shape: Ints) -> Values:
@@ -29,13 +30,16 @@ def worked(flow: Flow) -> list[Values]:
 
     Raises:  ConvError: where a part has no worked example, or the sizes are too large for one.
     """
-    found = [inputs(flow.maps[0].shape)]
-    spent = 0
-    for step in flow.steps:
-        spent += _products(flow, step)
-        if spent > MOST:
-            raise conv_error("draw", f"a worked example has at most {MOST} products", got={"products": spent},
+    needed = {
+        "products": sum(_products(flow, step) for step in flow.steps),
+        "cells": sum(prod(m.shape) for m in flow.maps),
+    }
+    for what, number in needed.items():
+        if number > MOST[what]:
+            raise conv_error("draw", f"a worked example has at most {MOST[what]} {what}", got={what: number},
                              do="Give a smaller input_size, or leave numbers out.")  # fmt: skip
+    found = [inputs(flow.maps[0].shape)]
+    for step in flow.steps:
         values = {cell: _value(flow, step, cell, found) for cell in product(*map(range, flow.maps[step.target].shape))}
         found.append({cell: _after(step, value) for cell, value in values.items()})
     return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from anyio import to_thread
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -26,6 +28,7 @@ from reconv.reporting.drawn import OFFSETS
 HERE = Path(__file__).parent
 HOSTS = ["127.0.0.1", "localhost"]
 LONGEST_QUERY = 2000
+THREADS = 6
 PREFIXES = ("", "b.")
 HEADERS = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -70,7 +73,14 @@ def app(given: Sequence[Given] = ()) -> Starlette:
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
     guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False), Middleware(Guard)]
-    return Starlette(routes=routes, middleware=guards)
+    return Starlette(routes=routes, middleware=guards, lifespan=_few_threads)
+
+
+@asynccontextmanager
+async def _few_threads(app: Starlette) -> AsyncIterator[None]:
+    """Drawing is Python's alone: more threads are no faster, and each keeps the memory of its largest picture."""
+    to_thread.current_default_thread_limiter().total_tokens = THREADS
+    yield
 
 
 def panel(request: Request) -> Response:

@@ -55,7 +55,7 @@ def panel_of(state: State, prefix: str) -> Panel:
     return Panel(state, prefix, svg, len(set(re.findall(r"made-text f f(\d+)", svg))), facts, told.rows, codes(state))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # pictures of up to 4 MB
 def _drawn(block: Block, shape: tuple[int, ...], numbers: bool, offsets: str) -> str:
     return draw(block, input_size=shape[1:], animate=True, numbers=numbers, offsets=offsets, channels=shape[0])
 
