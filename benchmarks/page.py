@@ -6,13 +6,13 @@ python benchmarks/page.py benchmarks/results/*.json
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from figures import HEADS, PEER_HEADS, ROOFLINE_HEADS, beside_peers, best_ms, figures, losing, of_roofline, read
+from marks import fill
 
 from reconv.benching.chart import svg
 from reconv.benching.report import summary_of
@@ -24,19 +24,12 @@ PEERS = ("torch.compile", "onnxruntime", "openvino")
 def write(files: Sequence[str]) -> None:
     results = read(files)
     machines = [json.loads(Path(file).read_text(encoding="utf-8"))["machine"] for file in files]
-    page = DOCS / "benchmarks.md"
-    text = page.read_text(encoding="utf-8")
     parts = {
         "machine": machine(machines), "summary": summary(results), "figures": asked(results),
         "peers": table(PEER_HEADS, beside_peers(results)), "roofline": table(ROOFLINE_HEADS, of_roofline(results)),
         "problems": problems(results),
     }  # fmt: skip
-    for name, part in parts.items():
-        text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, part=part: m[1] + part + m[2], text,
-                              flags=re.DOTALL)  # fmt: skip
-        if count != 1:
-            raise SystemExit(f"{page} must have one place for {name}: <!-- {name} --> … <!-- end -->")
-    page.write_text(text, encoding="utf-8")
+    fill(DOCS / "benchmarks.md", parts)
     (DOCS / "benchmarks.svg").write_text(svg(results), encoding="utf-8")
 
 

@@ -119,7 +119,7 @@ def applied(model: nn.Module, rule: Rule, example: Tensor, largest: bool = False
 
 
 def edit(site: str, proposal: Proposal) -> reconv.Edit:
-    return reconv.Edit(site, proposal.rule, proposal.block, absorbs=proposal.absorbs)
+    return reconv.Edit(site, proposal.rule, proposal.block, absorbs=proposal.absorbs, also=proposal.also)
 
 
 def folded(model: nn.Module, example: Tensor) -> nn.Module:

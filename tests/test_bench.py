@@ -403,7 +403,8 @@ def test_figures_of_results(tmp_path, capsys):
 
 
 def test_the_page_is_written_from_results(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "figures", script("figures"))
+    for name in ("figures", "marks"):
+        monkeypatch.setitem(sys.modules, name, script(name))
     page = script("page")
     monkeypatch.setattr(page, "DOCS", tmp_path)
     (tmp_path / "benchmarks.md").write_text((ROOT / "docs" / "benchmarks.md").read_text())

@@ -1,6 +1,6 @@
 """The comparison with peers: what needs none of them."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,19 +12,13 @@ import torch
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "benchmarks" / "compress"
 
 
 def room(name: str) -> ModuleType:
-    """A module of benchmarks/compress, which no path leads to."""
-    if "compress" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("compress", FOLDER / "__init__.py",
-                                                      submodule_search_locations=[str(FOLDER)])  # fmt: skip
-        assert spec
-        assert spec.loader
-        sys.modules["compress"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["compress"])
-    return importlib.import_module(f"compress.{name}")
+    """A module of benchmarks/compress, run as `python -m` runs it from the root."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    return importlib.import_module(f"benchmarks.compress.{name}")
 
 
 data, networks, report, store, train = (room(n) for n in ("data", "networks", "report", "store", "train"))
@@ -183,7 +177,7 @@ def test_the_page_and_the_picture(tmp_path) -> None:
         report.write([RESULT], tmp_path)
 
 
-RESULTS = sorted(file.stem for file in (FOLDER / "results").glob("*.json"))
+RESULTS = sorted(file.stem for file in (ROOT / "benchmarks" / "compress" / "results").glob("*.json"))
 
 
 def test_there_are_results_of_the_networks() -> None:
@@ -193,7 +187,7 @@ def test_there_are_results_of_the_networks() -> None:
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_have_what_the_report_reads(name) -> None:
-    result = json.loads((FOLDER / "results" / f"{name}.json").read_text())
+    result = json.loads((ROOT / "benchmarks" / "compress" / "results" / f"{name}.json").read_text())
     assert result["rows"][0]["method"] == report.GIVEN
     assert result["network"] == name in networks.NETWORKS
     for each in result["rows"]:

@@ -6,12 +6,12 @@ PYTHONPATH=src python -m benchmarks.compress.report
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..marks import fill
 from .networks import NETWORKS
 from .picture import svg
 
@@ -76,15 +76,8 @@ def wins(theirs: Iterable[Point], ours: Sequence[Point]) -> list[tuple[Point, Po
 
 # -- the page ----------------------------------------------------------------------------------------------
 def write(results: Sequence[Mapping[str, Any]], docs: Path = DOCS) -> None:
-    page = docs / "compress.md"
-    text = page.read_text(encoding="utf-8")
     parts = {"short": short(results), "networks": "\n".join(section(result) for result in results)}
-    for name, part in parts.items():
-        text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, part=part: m[1] + part + m[2], text,
-                              flags=re.DOTALL)  # fmt: skip
-        if count != 1:
-            raise SystemExit(f"{page} must have one place for {name}: <!-- {name} --> … <!-- end -->")
-    page.write_text(text, encoding="utf-8")
+    fill(docs / "compress.md", parts)
     panels = [(f"{result['title']}, {ENGINES[target]}", points(result, target)) for result in results
               for target in ENGINES]  # fmt: skip
     (docs / "compress.svg").write_text(svg(panels, front, OURS), encoding="utf-8")
