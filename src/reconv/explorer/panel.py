@@ -61,7 +61,7 @@ def _drawn(block: Block, shape: tuple[int, ...], numbers: bool, offsets: str) ->
 
 
 def measured(state: State) -> dict[str, str]:
-    """The latency of the layer on PyTorch with the kernels that reconv would choose, and which those are."""
+    """The layer's latency here, with one thread and with all, and the kernels that reconv would choose."""
     import torch
 
     from reconv.targets import Problem, get_target, time_blocks
@@ -71,18 +71,23 @@ def measured(state: State) -> dict[str, str]:
         return {"latency": f"not measured: more than {MOST_MACS:,} multiply-accumulates"}
     if peak_bytes(block, shape) + weight_bytes(block, shape[1]) > MOST_BYTES:
         return {"latency": f"not measured: more than {MOST_BYTES >> 20} MiB of weights and maps"}
-    target = get_target("torch")
-    (timing,) = time_blocks(target, [Problem(block, shape, torch.float32, torch.device("cpu"))])
-    if isinstance(timing, str):
-        return {"latency": f"not measured: {timing}"}
+    told, chosen = [], []
+    for threads in sorted({1, torch.get_num_threads()}):
+        problem = Problem(block, shape, torch.float32, torch.device("cpu"))
+        (timing,) = time_blocks(get_target(f"torch:{threads}"), [problem])
+        if isinstance(timing, str):
+            return {"latency": f"not measured: {timing}"}
+        with_them = f"with {threads} thread{'s' * (threads > 1)}"
+        told.append(f"{timing.median_ms:.3g} ms ± {timing.spread_ms / 2:.1g} {with_them}")
+        chosen.append(", ".join(kernels(block, shape, threads)))
     return {
-        "latency": f"{timing.median_ms:.3g} ms ± {timing.spread_ms / 2:.1g}",
-        "kernel": ", ".join(kernels(block, shape)),
-        "where": f"reconv here, {torch.get_num_threads()} threads, batch 1 (median, half the range between quartiles)",
+        "latency": ", ".join(told),
+        "kernel": " or ".join(dict.fromkeys(chosen)),
+        "where": "reconv here, batch 1 (median, half the range between quartiles)",
     }
 
 
-def kernels(block: Block, shape: tuple[int, ...]) -> list[str]:
+def kernels(block: Block, shape: tuple[int, ...], threads: int) -> list[str]:
     """The kernel that computes each convolution, in the order in which they run."""
     import torch
 
@@ -94,7 +99,7 @@ def kernels(block: Block, shape: tuple[int, ...]) -> list[str]:
     for row in describe(block, shape).rows:
         part = parse(row.text)
         if isinstance(part, ConvSpec):
-            asked = of_spec(part, row.input_shape, False, torch.float32, torch.get_num_threads())
+            asked = of_spec(part, row.input_shape, False, torch.float32, threads)
             found.append("torch" if asked is None else choose(asked).name)
     return found
 
