@@ -1,6 +1,6 @@
 """Networks of the literature, made of this package's layers: functions that return a module.
 
-All take `channels`, of their input, and `classes`, of their output. `CATALOGUE` has the paper, input and counts of each.
+All take `channels`, of their input, and `classes`, of their output. `CATALOGUE` has paper, input and counts of each.
 """
 
 from reconv.networks.catalogue import CATALOGUE, Entry

@@ -9,7 +9,7 @@ from reconv.networks.catalogue import network
 from reconv.networks.parts import Concat, conv_norm, head, named, relu, sequence
 
 # outputs of 1×1; 1×1 before 3×3, 3×3; 1×1 before 5×5, 5×5; 1×1 behind the pooling
-GOOGLENET = {
+GOOGLENET: dict[str, int | tuple[int, int, int, int, int, int]] = {
     "inception3a": (64, 96, 128, 16, 32, 32), "inception3b": (128, 128, 192, 32, 96, 64), "pool3": 3,
     "inception4a": (192, 96, 208, 16, 48, 64), "inception4b": (160, 112, 224, 24, 64, 64),
     "inception4c": (128, 128, 256, 24, 64, 64), "inception4d": (112, 144, 288, 32, 64, 64),

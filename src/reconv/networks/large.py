@@ -14,7 +14,7 @@ REPLKNET_31B = ((128, 2, 31), (256, 2, 29), (512, 18, 27), (1024, 2, 13))  # and
 
 
 @network(
-    paper="Liu et al. 2022, arXiv:2201.03545", input_shape=(1, 3, 224, 224), params=28_589_128, macs=4_454_764_032,
+    paper="Liu et al. 2022, arXiv:2201.03545", input_shape=(1, 3, 224, 224), params=28_589_128, macs=4_455_531_264,
     published="29 M parameters, 4.5 G (paper, table 9); 28,589,128, 4.456 GMACs (torchvision)",
     kinds="standard pointwise depthwise skip",
 )  # fmt: skip
@@ -74,7 +74,7 @@ class Scale(nn.Module):
 
 
 @network(
-    paper="Ding et al. 2022, arXiv:2203.06717", input_shape=(1, 3, 224, 224), params=79_000_000, macs=15_300_000_000,
+    paper="Ding et al. 2022, arXiv:2203.06717", input_shape=(1, 3, 224, 224), params=79_527_272, macs=15_353_525_248,
     published="79 M parameters, 15.3 G (paper, table 6)", kinds="standard pointwise depthwise skip",
 )  # fmt: skip
 def replknet31b(channels: int = 3, classes: int = 1000, branched: bool = False) -> nn.Module:

@@ -21,8 +21,8 @@ SHUFFLENET_V1 = ((240, 4), (480, 8), (960, 4))
 
 
 @network(
-    paper="Chollet 2016, arXiv:1610.02357", input_shape=(1, 3, 299, 299), params=22_855_952, macs=8_356_047_872,
-    published="22,855,952 parameters (paper, table 3); 8.4 GMACs (timm)", kinds="standard pointwise separable skip",
+    paper="Chollet 2016, arXiv:1610.02357", input_shape=(1, 3, 299, 299), params=22_855_952, macs=8_357_403_496,
+    published="22,855,952 parameters (paper, table 3); 8.4 GMACs (timm)", kinds="standard pointwise depthwise separable skip",
 )  # fmt: skip
 def xception(channels: int = 3, classes: int = 1000) -> nn.Module:
     """Xception: Inception taken to its end, 34 separable convolutions in blocks that are added to what came in.
@@ -132,7 +132,7 @@ def _inverted(inputs: int, outputs: int, expansion: int, stride: int) -> nn.Modu
 
 
 @network(
-    paper="Zhang et al. 2017, arXiv:1707.01083", input_shape=(1, 3, 224, 224), params=1_865_728, macs=137_000_000,
+    paper="Zhang et al. 2017, arXiv:1707.01083", input_shape=(1, 3, 224, 224), params=1_865_728, macs=137_460_672,
     published="137 M (paper, table 2); 1,865,728 parameters (pytorchcv)",
     kinds="standard pointwise grouped shuffled depthwise skip",
 )  # fmt: skip

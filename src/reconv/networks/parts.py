@@ -34,7 +34,8 @@ def named(**parts: nn.Module) -> nn.Sequential:
 
 def norm_of(conv: nn.Module, eps: float = 1e-5) -> nn.Module:
     """The batch norm of what a convolution gives."""
-    return NORMS[conv.spatial_dims - 1](conv.out_channels, eps)  # type: ignore[operator, arg-type]
+    weight = conv.get_parameter("weight")
+    return NORMS[weight.ndim - 3](weight.shape[0], eps)
 
 
 def conv_norm(conv: nn.Module, act: Act = relu, eps: float = 1e-5) -> nn.Sequential:

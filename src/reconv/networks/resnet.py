@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reconv.layers import Conv2d, Conv3d, DeformConv2d, MultiSizeConv2d, PointwiseConv2d, PointwiseConv3d, SqueezeExcite2d
+from reconv.layers import (
+    Conv2d,
+    Conv3d,
+    DeformConv2d,
+    MultiSizeConv2d,
+    PointwiseConv2d,
+    PointwiseConv3d,
+    SqueezeExcite2d,
+)
 from reconv.networks.catalogue import network
 from reconv.networks.parts import Residual, conv_norm, conv_norms, head, named, relu
 
@@ -22,7 +30,7 @@ Block = Callable[..., Residual]
 
 @network(
     paper="He et al. 2015, arXiv:1512.03385", input_shape=(1, 3, 224, 224), params=11_689_512, macs=1_814_073_344,
-    published="1.8 G (paper); 11,689,512 parameters, 1.814 GMACs (torchvision)", kinds="standard skip",
+    published="1.8 G (paper); 11,689,512 parameters, 1.814 GMACs (torchvision)", kinds="standard pointwise skip",
 )  # fmt: skip
 def resnet18(channels: int = 3, classes: int = 1000) -> nn.Module:
     """ResNet-18: eight blocks of two 3×3 convolutions, each added to what came in.
@@ -87,7 +95,7 @@ def se_resnet50(channels: int = 3, classes: int = 1000) -> nn.Module:
 
 @network(
     paper="Dai et al. 2017, arXiv:1703.06211; Zhu et al. 2018, arXiv:1811.11168", input_shape=(1, 3, 224, 224),
-    params=25_805_918, macs=4_101_376_832, published="", kinds="standard pointwise deformable skip",
+    params=25_805_918, macs=4_101_377_024, published="", kinds="standard pointwise deformable skip",
 )  # fmt: skip
 def deform_resnet50(channels: int = 3, classes: int = 1000, modulated: bool = False) -> nn.Module:
     """ResNet-50 whose last stage samples its maps at learned places: three deformable 3×3 convolutions.
@@ -108,7 +116,7 @@ def deform_resnet50(channels: int = 3, classes: int = 1000, modulated: bool = Fa
 
 
 @network(
-    paper="Chen et al. 2017, arXiv:1706.05587", input_shape=(1, 3, 520, 520), params=39_638_869, macs=163_000_000_000,
+    paper="Chen et al. 2017, arXiv:1706.05587", input_shape=(1, 3, 520, 520), params=39_638_869, macs=168_731_205_888,
     published="42,004,074 parameters, 178.722 GMACs (torchvision, with the head of its training)",
     kinds="standard pointwise dilated multi_size skip",
 )  # fmt: skip
@@ -139,8 +147,8 @@ def deeplab_resnet50(channels: int = 3, classes: int = 21) -> nn.Module:
 
 @network(
     paper="Tran et al. 2018, arXiv:1711.11248", input_shape=(1, 3, 16, 112, 112), params=33_371_472,
-    macs=40_697_000_000, published="33.4 M parameters (paper, table 1); 33,371,472, 40.697 GMACs (torchvision)",
-    kinds="standard dimensions skip",
+    macs=40_696_553_472, published="33.4 M parameters (paper, table 1); 33,371,472, 40.697 GMACs (torchvision)",
+    kinds="standard pointwise dimensions skip",
 )  # fmt: skip
 def resnet3d18(channels: int = 3, classes: int = 400) -> nn.Module:
     """R3D-18: ResNet-18 whose 3×3×3 convolutions run over time as well.
@@ -166,9 +174,7 @@ def _stem(channels: int) -> nn.Sequential:
     return stem
 
 
-def _stages(
-    block: Block, expansion: int = EXPANSION, depths: tuple[int, ...] = (3, 4, 6, 3)
-) -> dict[str, nn.Module]:
+def _stages(block: Block, expansion: int = EXPANSION, depths: tuple[int, ...] = (3, 4, 6, 3)) -> dict[str, nn.Module]:
     """The four stages of a network, each but the first of half the size of the one before."""
     stages: dict[str, nn.Module] = {}
     inputs = 64
@@ -199,11 +205,7 @@ def _bottleneck(inputs: int, width: int, stride: int, dilation: int, conv: Any =
                 ) -> Residual:  # fmt: skip
     outputs = width * EXPANSION
     middle = conv(width, width, 3, stride, dilation, dilation, bias=False)
-    if isinstance(middle, DeformConv2d):
-        middle.spatial_dims, middle.out_channels = 2, width
-    body = conv_norms(
-        PointwiseConv2d(inputs, width, bias=False), middle, PointwiseConv2d(width, outputs, bias=False)
-    )
+    body = conv_norms(PointwiseConv2d(inputs, width, bias=False), middle, PointwiseConv2d(width, outputs, bias=False))
     if gated:
         body.add_module("gate", SqueezeExcite2d(outputs, 16))
     return Residual(body, _fitted(inputs, outputs, stride, PointwiseConv2d), relu)

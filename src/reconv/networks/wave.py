@@ -10,8 +10,8 @@ from reconv.networks.parts import named, relu
 
 
 @network(
-    paper="van den Oord et al. 2016, arXiv:1609.03499", input_shape=(1, 256, 16000), params=1_000_000,
-    macs=10_000_000_000, published="", kinds="standard pointwise dilated dimensions skip",
+    paper="van den Oord et al. 2016, arXiv:1609.03499", input_shape=(1, 256, 16000), params=1_283_776,
+    macs=20_316_160_000, published="", kinds="standard pointwise dilated dimensions skip",
 )  # fmt: skip
 def wavenet(
     channels: int = 256, classes: int = 256, width: int = 64, skips: int = 256, depth: int = 10, repeats: int = 3
@@ -32,6 +32,7 @@ def wavenet(
              torch.Size([1, 2, 29])
     """
     layers = [_Gated(width, skips, 2**i) for _ in range(repeats) for i in range(depth)]
+    layers[-1].on = None  # there is no further layer
     last = named(act1=relu(), conv1=PointwiseConv1d(skips, skips), act2=relu(), conv2=PointwiseConv1d(skips, classes))
     return _WaveNet(_causal(channels, width), layers, last)
 
@@ -46,12 +47,13 @@ class _Gated(nn.Module):
     def __init__(self, width: int, skips: int, dilation: int) -> None:
         super().__init__()
         self.conv = _causal(width, 2 * width, dilation)
-        self.on, self.skip = PointwiseConv1d(width, width), PointwiseConv1d(width, skips)
+        self.on: nn.Module | None = PointwiseConv1d(width, width)
+        self.skip = PointwiseConv1d(width, skips)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         signal, gate = self.conv(x).chunk(2, 1)
         z = signal.tanh() * gate.sigmoid()
-        return x + self.on(z), self.skip(z)
+        return x + self.on(z) if self.on else x, self.skip(z)
 
 
 class _WaveNet(nn.Module):
