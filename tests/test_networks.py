@@ -51,7 +51,7 @@ CASES = {
     "vgg11": Case("132863336", "7.609G", "torchvision; 133M in the paper", LITTLE, SCORES),
     "vgg16": Case("138357544", "15.47G", "torchvision; 138M in the paper", LITTLE, SCORES),
     "nin": Case("966986", "", "pytorchcv", (2, 3, 33, 47), (2, 10)),
-    "googlenet": Case("6998552", "", "Caffe's; 1.5G in the paper, which has 34M for 118M in its first row", IMAGE, SCORES),
+    "googlenet": Case("6998552", "", "Caffe; 1.5G in the paper, with 34M for 118M at first", IMAGE, SCORES),
     "googlenet, torchvision": Case("6624904", "1.498G", "torchvision", IMAGE, SCORES, {"torchvision": True}),
     "inception_v3": Case("23.83M", "5.713G", "timm; torchvision", (2, 3, 75, 97), SCORES),
     "resnet18": Case("11689512", "1.814G", "torchvision; 1.8G in the paper", IMAGE, SCORES),
@@ -349,7 +349,7 @@ def test_exact_rules_keep_the_outputs(name):
 
 def test_a_run_needs_no_base_and_no_trust(tmp_path):
     torch.manual_seed(0)
-        model, x = resolve("reconv.networks:lenet5"), torch.randn(2, 1, 32, 32)
+    model, x = resolve("reconv.networks:lenet5"), torch.randn(2, 1, 32, 32)
     result = reconv.rewrite(model, x, rules="fuse_activation", epochs=0, ref="reconv.networks:lenet5")
     result.save(tmp_path / "run")
     assert torch.equal(reconv.load(tmp_path / "run")(x), result.model(x))

@@ -22,7 +22,8 @@ SHUFFLENET_V1 = ((240, 4), (480, 8), (960, 4))
 
 @network(
     paper="Chollet 2016, arXiv:1610.02357", input_shape=(1, 3, 299, 299), params=22_855_952, macs=8_357_403_496,
-    published="22,855,952 parameters (paper, table 3); 8.4 GMACs (timm)", kinds="standard pointwise depthwise separable skip",
+    published="22,855,952 parameters (paper, table 3); 8.4 GMACs (timm)",
+    kinds="standard pointwise depthwise separable skip",
 )  # fmt: skip
 def xception(channels: int = 3, classes: int = 1000) -> nn.Module:
     """Xception: Inception taken to its end, 34 separable convolutions in blocks that are added to what came in.
