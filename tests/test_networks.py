@@ -28,7 +28,6 @@ from reconv.networks.convert import RENAMES
 from reconv.networks.parts import Concat
 
 ROOT = Path(__file__).parent.parent
-EXACT = ("fold_batch_norm", "fold_branches")
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def test_branches_of_replknet_merge():
     torch.manual_seed(0)
     block = varied(networks.large._large(6, 7, branched=True)).double()
     x = torch.randn(2, 6, 11, 9, dtype=torch.float64)
-    merged = reconv.apply(block, reconv.plan(block, x, rules=EXACT, target=FakeTarget()), x)
+    merged = reconv.apply(block, reconv.plan(block, x, rules="fold_branches", target=FakeTarget()), x)
     assert (merged(x) - block(x)).abs().max() < 1e-9
     assert not any(isinstance(module, SumLayer) for module in merged.modules())
 
@@ -292,15 +291,15 @@ def test_weights_of_others_give_their_outputs(name):
         model = CATALOGUE[ours].make(**arguments).eval()
     with torch.device("meta" if package == "torchvision" else "cpu"):
         theirs = elsewhere(package, other, **their_arguments)
-    theirs = varied(theirs.to_empty(device="cpu"))
+    theirs = varied(theirs.to_empty(device="cpu").double())
     model.load_state_dict(networks.convert(ours, theirs.state_dict(), **arguments), assign=True)
-    x = torch.randn(shape)
+    x = torch.randn(shape, dtype=torch.float64)
     with torch.inference_mode():
         got, want = model(x), theirs(x)
     want = want["out"] if isinstance(want, dict) else want
     largest = want.abs().max()
     assert (want[0] - want[1]).abs().max() > 1e-3 * largest  # the outputs do depend on what goes in
-    assert (got - want).abs().max() <= 1e-5 * largest
+    assert (got - want).abs().max() <= 1e-9 * largest  # in float32, rounding grows with depth
 
 
 def state(name: str, **arguments: Any) -> dict[str, Tensor]:
@@ -342,9 +341,10 @@ def test_exact_rules_keep_the_outputs(name):
     plan = reconv.plan(model, x, rules="fold_batch_norm", target=FakeTarget())
     norms = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert len(plan.edits) == norms
+    student = reconv.apply(model, plan, x)
     with torch.inference_mode():
-        student, want = reconv.apply(model, plan, x)(x), model(x)
-    assert (student - want).abs().max() <= 1e-9 * want.abs().max()
+        got, want = student(x), model(x)
+    assert (got - want).abs().max() <= 1e-9 * want.abs().max()
 
 
 def test_a_run_needs_no_base_and_no_trust(tmp_path):

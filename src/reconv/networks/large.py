@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reconv.layers import Conv2d, DepthwiseConv2d, PointwiseConv2d, SumLayer
+from reconv.layers import ChainLayer, Conv2d, DepthwiseConv2d, PointwiseConv2d, SumLayer
 from reconv.networks.catalogue import network
 from reconv.networks.parts import Residual, conv_norm, head, named, relu, sequence
 
@@ -82,7 +82,7 @@ def replknet31b(channels: int = 3, classes: int = 1000, branched: bool = False) 
 
     Args:    channels: of the input, (N, channels, *spatial), 224×224 in the paper.
              branched: as it is trained: each large kernel has a 5×5 one beside it, with batch norms of their own, which
-             the rules fold_batch_norm and fold_branches merge into one kernel.
+             the rule fold_branches merges into one kernel.
     Returns: a network that gives (N, classes).
     Raises:  ConvError: when an argument is no integer >= 1.
     Source:  Ding et al. 2022, section 4.1 and table 6
@@ -118,9 +118,8 @@ def _large(width: int, size: int, branched: bool) -> nn.Module:
     """1×1, a large depthwise kernel, 1×1."""
     kernel: nn.Module = DepthwiseConv2d(width, size, 1, size // 2)
     if branched:
-        kernel = SumLayer([
-            conv_norm(DepthwiseConv2d(width, k, 1, k // 2, bias=False), act=None) for k in (size, 5)
-        ])  # fmt: skip
+        branches = [DepthwiseConv2d(width, k, 1, k // 2, bias=False) for k in (size, 5)]
+        kernel = SumLayer(ChainLayer(branch, nn.BatchNorm2d(width)) for branch in branches)
     return Residual(named(
         norm=nn.BatchNorm2d(width), conv1=_pointwise(width, width), kernel=kernel, act=relu(),
         conv2=conv_norm(PointwiseConv2d(width, width, bias=False), act=None),

@@ -106,6 +106,7 @@ def deform_resnet50(channels: int = 3, classes: int = 1000, modulated: bool = Fa
     Raises:  ConvError: when an argument is no integer >= 1.
     Source:  Dai et al. 2017, section 2.3: deformable layers in the last three layers with a kernel larger than 1
     Example:
+             >>> from reconv.networks import CATALOGUE
              >>> plain, offsets = 25_557_032, 3 * (512 * 9 * 18 + 18)
              >>> CATALOGUE["deform_resnet50"].params == plain + offsets
              True

@@ -10,8 +10,8 @@ from reconv.networks.parts import named, relu
 
 
 @network(
-    paper="van den Oord et al. 2016, arXiv:1609.03499", input_shape=(1, 256, 16000), params=1_283_776,
-    macs=20_316_160_000, published="", kinds="standard pointwise dilated dimensions skip",
+    paper="van den Oord et al. 2016, arXiv:1609.03499", input_shape=(1, 256, 16000), params=1_279_616,
+    macs=20_250_624_000, published="", kinds="standard pointwise dilated dimensions skip",
 )  # fmt: skip
 def wavenet(
     channels: int = 256, classes: int = 256, width: int = 64, skips: int = 256, depth: int = 10, repeats: int = 3
