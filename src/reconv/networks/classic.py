@@ -39,8 +39,8 @@ def lenet5(channels: int = 1, classes: int = 10) -> nn.Module:
 
 @network(
     paper="Krizhevsky, Sutskever, Hinton 2012, Advances in Neural Information Processing Systems 25",
-    input_shape=(1, 3, 224, 224), params=60_965_224, macs=724_406_816, published="60 M parameters (paper)",
-    kinds="standard grouped",
+    input_shape=(1, 3, 224, 224), params=60_965_224, macs=724_406_816,
+    published="60 M parameters (paper); 724 M MACs (Sze et al. 2017, arXiv:1703.09039)", kinds="standard grouped",
 )  # fmt: skip
 def alexnet(channels: int = 3, classes: int = 1000) -> nn.Module:
     """AlexNet: five convolutions, three of them in two groups, as the paper had them on two GPUs.

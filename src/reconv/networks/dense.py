@@ -14,7 +14,7 @@ DEPTHS = (6, 12, 24, 16)
 
 @network(
     paper="Huang et al. 2016, arXiv:1608.06993", input_shape=(1, 3, 224, 224), params=7_978_856, macs=2_834_161_664,
-    published="8.0 M parameters (paper); 7,978,856, 2.834 GMACs (torchvision)", kinds="standard pointwise dense",
+    published="7,978,856, 2.834 GMACs (torchvision)", kinds="standard pointwise dense",
 )  # fmt: skip
 def densenet121(channels: int = 3, classes: int = 1000) -> nn.Module:
     """DenseNet-121: 58 layers of 1×1 and 3×3 convolutions, each adding 32 maps to all that came before.

@@ -20,7 +20,7 @@ GOOGLENET: dict[str, int | tuple[int, int, int, int, int, int]] = {
 
 @network(
     paper="Szegedy et al. 2014, arXiv:1409.4842", input_shape=(1, 3, 224, 224), params=6_998_552, macs=1_582_671_872,
-    published="6.8 M parameters, 1.5 G (paper, table 1, rounded by layer)", kinds="standard pointwise multi_size",
+    published="6.8 M parameters, 1.5 G (sums of the paper's table 1)", kinds="standard pointwise multi_size",
 )  # fmt: skip
 def googlenet(channels: int = 3, classes: int = 1000, torchvision: bool = False) -> nn.Module:
     """GoogLeNet (Inception-v1): nine modules of 1×1, 3×3 and 5×5 convolutions and a pooling side by side.
@@ -74,7 +74,8 @@ def googlenet(channels: int = 3, classes: int = 1000, torchvision: bool = False)
 
 @network(
     paper="Szegedy et al. 2015, arXiv:1512.00567", input_shape=(1, 3, 299, 299), params=23_834_568,
-    macs=5_713_216_096, published="5.713 GMACs (torchvision); 23.83 M parameters (timm)",
+    macs=5_713_216_096,
+    published="less than 25 M parameters (paper); 5.713 GMACs (torchvision); 23.83 M parameters (timm)",
     kinds="standard pointwise asymmetric multi_size",
 )  # fmt: skip
 def inception_v3(channels: int = 3, classes: int = 1000) -> nn.Module:

@@ -15,7 +15,7 @@ REPLKNET_31B = ((128, 2, 31), (256, 2, 29), (512, 18, 27), (1024, 2, 13))  # and
 
 @network(
     paper="Liu et al. 2022, arXiv:2201.03545", input_shape=(1, 3, 224, 224), params=28_589_128, macs=4_455_531_264,
-    published="29 M parameters, 4.5 G (paper, table 9); 28,589,128, 4.456 GMACs (torchvision)",
+    published="29 M parameters, 4.5 G (paper); 28,589,128, 4.456 GMACs (torchvision)",
     kinds="standard pointwise depthwise skip",
 )  # fmt: skip
 def convnext_tiny(channels: int = 3, classes: int = 1000) -> nn.Module:
@@ -24,7 +24,7 @@ def convnext_tiny(channels: int = 3, classes: int = 1000) -> nn.Module:
     Args:    channels: of the input, (N, channels, *spatial), 224×224 in the paper.
     Returns: a network that gives (N, classes).
     Raises:  ConvError: when an argument is no integer >= 1.
-    Source:  Liu et al. 2022, figure 4 and table 9
+    Source:  Liu et al. 2022, figure 4
     Example:
              >>> import torch
              >>> with torch.device("meta"):
@@ -75,7 +75,7 @@ class Scale(nn.Module):
 
 @network(
     paper="Ding et al. 2022, arXiv:2203.06717", input_shape=(1, 3, 224, 224), params=79_527_272, macs=15_353_525_248,
-    published="79 M parameters, 15.3 G (paper, table 6)", kinds="standard pointwise depthwise skip",
+    published="79 M parameters, 15.3 G (paper)", kinds="standard pointwise depthwise skip",
 )  # fmt: skip
 def replknet31b(channels: int = 3, classes: int = 1000, branched: bool = False) -> nn.Module:
     """RepLKNet-31B: depthwise convolutions of up to 31×31 samples between 1×1 ones.
@@ -85,7 +85,7 @@ def replknet31b(channels: int = 3, classes: int = 1000, branched: bool = False) 
              the rule fold_branches merges into one kernel.
     Returns: a network that gives (N, classes).
     Raises:  ConvError: when an argument is no integer >= 1.
-    Source:  Ding et al. 2022, section 4.1 and table 6
+    Source:  Ding et al. 2022, section 4.1
     Example:
              >>> import torch
              >>> with torch.device("meta"):

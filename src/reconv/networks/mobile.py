@@ -134,7 +134,7 @@ def _inverted(inputs: int, outputs: int, expansion: int, stride: int) -> nn.Modu
 
 @network(
     paper="Zhang et al. 2017, arXiv:1707.01083", input_shape=(1, 3, 224, 224), params=1_865_728, macs=137_460_672,
-    published="137 M (paper, table 2); 1,865,728 parameters (pytorchcv)",
+    published="137 M (paper, table 1); 1,865,728 parameters (pytorchcv)",
     kinds="standard pointwise grouped shuffled depthwise skip",
 )  # fmt: skip
 def shufflenet_v1(channels: int = 3, classes: int = 1000) -> nn.Module:

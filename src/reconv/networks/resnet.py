@@ -73,7 +73,7 @@ def resnet50(channels: int = 3, classes: int = 1000) -> nn.Module:
 
 @network(
     paper="Hu et al. 2017, arXiv:1709.01507", input_shape=(1, 3, 224, 224), params=28_088_024, macs=4_091_699_200,
-    published="28.1 M parameters, 3.87 G with its strides elsewhere (paper, table 2)",
+    published="about 2.5 M parameters more than ResNet-50 (paper); 28,088,024 (timm)",
     kinds="standard pointwise squeeze_excite skip",
 )  # fmt: skip
 def se_resnet50(channels: int = 3, classes: int = 1000) -> nn.Module:
@@ -104,7 +104,7 @@ def deform_resnet50(channels: int = 3, classes: int = 1000, modulated: bool = Fa
              modulated: with a learned weight for each sample, which starts at one half (version 2).
     Returns: a network that gives (N, classes).
     Raises:  ConvError: when an argument is no integer >= 1.
-    Source:  Dai et al. 2017, section 2.3: deformable layers in the last three layers with a kernel larger than 1
+    Source:  Dai et al. 2017, table 1: the last three 3×3 convolutions
     Example:
              >>> from reconv.networks import CATALOGUE
              >>> plain, offsets = 25_557_032, 3 * (512 * 9 * 18 + 18)
@@ -148,7 +148,7 @@ def deeplab_resnet50(channels: int = 3, classes: int = 21) -> nn.Module:
 
 @network(
     paper="Tran et al. 2018, arXiv:1711.11248", input_shape=(1, 3, 16, 112, 112), params=33_371_472,
-    macs=40_696_553_472, published="33.4 M parameters (paper, table 1); 33,371,472, 40.697 GMACs (torchvision)",
+    macs=40_696_553_472, published="33.4 M parameters (paper); 33,371,472, 40.697 GMACs (torchvision)",
     kinds="standard pointwise dimensions skip",
 )  # fmt: skip
 def resnet3d18(channels: int = 3, classes: int = 400) -> nn.Module:
