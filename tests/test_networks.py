@@ -289,7 +289,6 @@ def test_weights_of_others_give_their_outputs(name):
     torch.manual_seed(0)
     with torch.device("meta"):
         model = CATALOGUE[ours].make(**arguments).eval()
-    with torch.device("meta" if package == "torchvision" else "cpu"):
         theirs = elsewhere(package, other, **their_arguments)
     theirs = varied(theirs.to_empty(device="cpu").double())
     model.load_state_dict(networks.convert(ours, theirs.state_dict(), **arguments), assign=True)
