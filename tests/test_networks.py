@@ -271,7 +271,7 @@ def varied(model: nn.Module) -> nn.Module:
         elif tensor.ndim > 1 and "layer_scale" not in name:
             bound = math.sqrt(6 / tensor[0].numel())
             tensor.uniform_(-bound, bound)
-        elif "bias" in name or "mean" in name:
+        elif name.endswith(("bias", "running_mean")):
             tensor.uniform_(-0.3, 0.3)
         else:
             tensor.uniform_(0.5, 1.5)
