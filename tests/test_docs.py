@@ -165,9 +165,10 @@ def test_every_block_of_the_library_is_in_a_chapter():
 def test_the_reference_has_every_public_name():
     text = (DOCS / "reference.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE))
-    rooms = {"classic", "functional", "nn", "tensorflow", "rules", "Block"}
+    rooms = {"classic", "functional", "networks", "nn", "tensorflow", "rules", "Block"}
     assert {f"reconv.{name}" for name in set(reconv.__all__) - rooms} <= shown
     assert {f"reconv.nn.{row.kind}2d" for row in ROWS.values()} <= shown
+    assert {f"reconv.networks.{name}" for name in set(reconv.networks.__all__) - {"CATALOGUE"}} <= shown
     for room in (reconv.functional, reconv.classic):
         names = {re.sub("[13]d$", "2d", name) for name in room.__all__ if not name.startswith("_")}
         assert {f"{room.__name__}.{name}" for name in names} <= shown

@@ -15,6 +15,7 @@ from reconv.shown import shown_by
 if TYPE_CHECKING:
     from reconv import classic as classic
     from reconv import functional as functional
+    from reconv import networks as networks
     from reconv import nn as nn
     from reconv import tensorflow as tensorflow
     from reconv.costing.summary import Summary as Summary
@@ -54,6 +55,7 @@ _HOMES = {
     "feature_maps": "reconv.surgery.features",
     "functional": "reconv.functional",
     "load": "reconv.rewriting.store",
+    "networks": "reconv.networks",
     "nn": "reconv.nn",
     "parse": "reconv.spec",
     "plan": "reconv.planning.make",
