@@ -21,6 +21,8 @@ from reconv.targets.engine import Job, machine, ours
 from reconv.targets.onnx_block import onnx_of
 from reconv.targets.timing import Runner, Timing, interleave
 
+Make = Callable[[bytes, Sequence[Any], int], Callable[[], Sequence[Any]]]  # of a model, its inputs as arrays, threads
+
 
 class ExportedEngine:
     """An engine that runs networks as ONNX. A subclass names it and makes its calls.
