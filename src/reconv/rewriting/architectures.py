@@ -56,20 +56,25 @@ def _transformers(name: str) -> Any:
     if (Path(name) / "config.json").is_file():
         return _of_folder(transformers, Path(name))
     known = _vision_types(transformers)
-    try:
-        config = transformers.AutoConfig.for_model(name)
-        return known[name].from_config(config)
-    except Exception as error:
-        raise _unknown("transformers", name, error, known) from error
+    wrong: Exception | None = None
+    for kind in known.get(name, ()):
+        try:
+            return kind.from_config(transformers.AutoConfig.for_model(name))
+        except Exception as error:  # some backbones fail on their own type's configuration
+            wrong = wrong or error
+    raise _unknown("transformers", name, wrong, known) from wrong
 
 
-def _vision_types(transformers: Any) -> dict[str, Any]:
-    """Types of vision networks, and the class that builds each from its configuration."""
+def _vision_types(transformers: Any) -> dict[str, list[Any]]:
+    """Types of vision networks, and the classes that build each from its configuration: a backbone first."""
     auto = import_module("transformers.models.auto.modeling_auto")
-    classifiers = dict.fromkeys(
-        auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, transformers.AutoModelForImageClassification
-    )
-    return classifiers | dict.fromkeys(auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, transformers.AutoBackbone)
+    known: dict[str, list[Any]] = {}
+    for names, kind in ((auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, transformers.AutoBackbone),
+                        (auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+                         transformers.AutoModelForImageClassification)):  # fmt: skip
+        for name in names:
+            known.setdefault(name, []).append(kind)
+    return known
 
 
 def _of_folder(transformers: Any, folder: Path) -> Any:
@@ -100,9 +105,9 @@ def _library(name: str, must: str) -> Any:
                          ) from error  # fmt: skip
 
 
-def _unknown(library: str, name: str, error: Exception, known: Iterable[str]) -> ConvError:
+def _unknown(library: str, name: str, error: Exception | None, known: Iterable[str]) -> ConvError:
     known = list(known)
-    if name in known:
+    if error is not None and name in known:
         return conv_error("model", f"{library} must be able to build the network", also=RuntimeError,
                           got={"name": repr(name), "error": repr(_first_line(error))})  # fmt: skip
     return conv_error("model", f"{library} must know the network", got={"name": repr(name)},

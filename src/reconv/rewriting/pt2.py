@@ -146,6 +146,7 @@ class _Reader:
             return
         target = _function(node)
         given = [(each, self.value(each["arg"], node)) for each in node["inputs"]]
+        self.check_unchanged(target, {each["name"]: value for each, value in given})
         args = tuple(value for each, value in given if each.get("kind") != 2)
         kwargs = {each["name"]: value for each, value in given if each.get("kind") == 2}
         if isinstance(target, torch._ops.OpOverload) and (raised := self.raised(node, target, {each["name"]: each["arg"]
@@ -154,6 +155,14 @@ class _Reader:
         else:
             made = self.graph.call_function(target, self.loaded(args), self.loaded(kwargs))
         self.name_outputs(node["outputs"], made)
+
+    def check_unchanged(self, target: Any, given: Mapping[str, Any]) -> None:
+        """The operator writes into no tensor of the network, as batch norms in training do."""
+        if not isinstance(target, torch._ops.OpOverload):
+            return
+        written = [a.name for a in target._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+        if any(isinstance(given.get(name), _Stored) for name in written) or given.get("training") is True:
+            raise _changing(str(target))
 
     def raised(self, node: Mapping[str, Any], target: Any, given: Mapping[str, Any]) -> str | None:
         """The path of the module that does what the operator does, put in its place; None where it has no module."""
@@ -226,8 +235,7 @@ class _Reader:
     def output(self) -> Any:
         specs = self.module["signature"]["output_specs"]
         if kinds := {kind for spec in specs for kind in spec} - {"user_output"}:
-            raise conv_error("pt2", "the network must not change its own tensors", got={"it does": ", ".join(kinds)},
-                             do="Export it in evaluation mode: model.eval().", also=ValueError)  # fmt: skip
+            raise _changing(", ".join(kinds))
         leaves = [self.value(spec["user_output"]["arg"]) for spec in specs]
         told = json.loads(self.module["module_call_graph"][0]["signature"]["out_spec"])[1]
         return _assembled(told, iter(self.loaded(leaves)))
@@ -297,6 +305,11 @@ def _foreign(node: Mapping[str, Any] | None, **more: object) -> ConvError:
     return conv_error("pt2", "every operator must be one of PyTorch's own (ATen) with plain arguments",
                       got={"operator": told.get("target", "output"), **site, **more},
                       do="Give the network's code instead: file.py:callable.", also=ValueError)  # fmt: skip
+
+
+def _changing(operator: str) -> ConvError:
+    return conv_error("pt2", "the network must not change its own tensors", got={"operator": operator},
+                      do="Export it in evaluation mode: model.eval().", also=ValueError)  # fmt: skip
 
 
 def _assembled(told: Mapping[str, Any], leaves: Any) -> Any:
