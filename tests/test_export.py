@@ -4,6 +4,7 @@ import importlib.util
 
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import nn
@@ -13,6 +14,8 @@ from reconv.layers import build
 from reconv.rewriting import export as module
 from reconv.rewriting.export import export
 from reconv.spec import parse
+from reconv.targets.onnxruntime import OnnxRuntime
+from reconv.targets.openvino import OpenVino
 
 IMAGE = torch.linspace(-1, 1, 3 * 7 * 9).reshape(1, 3, 7, 9)
 BLOCK = "ic3oc8k3x3p1g1 -> shuffle(4) -> (ic8oc3k1x3p0x1 | ic8oc5k3x1p1x0) -> se(2) -> ic8oc4k1x1"
@@ -102,6 +105,21 @@ def test_onnx_has_plain_nodes(tmp_path, block, inputs, settings, held, never):
     assert not never & report.ops.keys()
     assert report.opset == onnx.load(report.path).opset_import[0].version == settings.get("opset", 20)
     assert report.dynamic_batch
+
+
+def test_openvino_reads_a_deformable_convolution_of_an_earlier_opset(tmp_path):
+    model = moving("deform(ic3oc4k3x3p1, og1, mask)").eval()
+    path = export(model, IMAGE, tmp_path / "net.onnx", opset=18).path
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    torch.testing.assert_close(torch.from_numpy(compiled([IMAGE.numpy()])[0]), model(IMAGE), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine, node", [(OnnxRuntime, "DeformConv"), (OpenVino, "GatherElements")])
+def test_engines_are_timed_on_what_they_know(engine, node, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "make", staticmethod(lambda model, *rest: seen.append(model) or list))
+    engine(1).runner((moving("deform(ic3oc4k3x3p1, og1)").eval(), (IMAGE,)), 1)
+    assert node in {each.op_type for each in onnx.load_from_string(seen[0]).graph.node}
 
 
 def test_an_eager_layer_in_between_is_not_traced_as_an_operator(tmp_path):
