@@ -78,19 +78,25 @@ class HubModel(nn.Module, ModelHubMixin):
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, revision: str | None, cache_dir: str | Path | None, force_download: bool,
-        local_files_only: bool, token: str | bool | None,
-        base: nn.Module | Callable[[], nn.Module] | None = None, trust_code: bool = False,
-    ) -> HubModel:  # fmt: skip
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,  # base, trust_code
+    ) -> HubModel:
         if os.path.isdir(model_id):
-            return cls(model_id, base, trust_code)
+            return cls(model_id, **model_kwargs)
         kept = snapshot_download(model_id, revision=revision, cache_dir=cache_dir, force_download=force_download,
                                  local_files_only=local_files_only, token=token, allow_patterns=FILES)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:  # the cache holds links, which a run folder must not
             for name in FILES:
                 if (Path(kept) / name).is_file():
                     shutil.copy(Path(kept) / name, folder)
-            return cls(folder, base, trust_code)
+            return cls(folder, **model_kwargs)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         run = self.run
