@@ -76,7 +76,8 @@ Model = Annotated[
         metavar="MODEL",
         show_default=False,
         help=(
-            "package.module:callable, file.py:callable (their code is run), timm:, torchvision: or transformers:NAME, a .pt2 or .onnx file, or a run folder"
+            "package.module:callable, file.py:callable (their code is run), "
+            "timm:, torchvision: or transformers:NAME, a .pt2 or .onnx file, or a run folder"
         ),
     ),
 ]
