@@ -59,7 +59,7 @@ def test_all_else_is_left_to_torch(layer, inputs):
 
 def test_a_network_is_traced_again_only_when_it_has_changed(monkeypatch):
     traced: list[nn.Module] = []
-    monkeypatch.setattr(exported, "_traced", lambda model, inputs: traced.append(model) or b"")
+    monkeypatch.setattr(exported, "_traced", lambda model, *rest: traced.append(model) or b"")
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 2)), torch.ones(1, 3, 7, 7)
     for inputs in ((x,), (x + 1,)):
         onnx_bytes(net, inputs)

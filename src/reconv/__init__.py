@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from reconv.reporting.drawn import draw as draw
     from reconv.rewriting.apply import apply as apply
     from reconv.rewriting.export import export as export
+    from reconv.rewriting.hub import HubModel as HubModel
     from reconv.rewriting.job import Result as Result
     from reconv.rewriting.job import rewrite as rewrite
     from reconv.rewriting.recovery import recover as recover
@@ -45,6 +46,7 @@ _HOMES = {
     "ConvError": "reconv.errors",
     "ConvSpec": "reconv.spec",
     "Edit": "reconv.planning.plan",
+    "HubModel": "reconv.rewriting.hub",
     "Plan": "reconv.planning.plan",
     "Result": "reconv.rewriting.job",
     "Summary": "reconv.costing.summary",

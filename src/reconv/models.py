@@ -23,8 +23,8 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 def resolve(ref: str, weights: str | Path | None = None, trust_code: bool = False) -> nn.Module:
     """The network that MODEL names, in evaluation mode.
 
-    Args:    ref: `package.module:callable` or `file.py:callable` (naming them runs their code), `timm:NAME`, or a run
-             folder, which holds its weights.
+    Args:    ref: `package.module:callable` or `file.py:callable` (naming them runs their code), `timm:NAME`,
+             `torchvision:NAME`, `transformers:NAME`, or what holds its weights: a .pt2 or .onnx file, a run folder.
              weights: a .safetensors file, or a .pt that holds tensors only.
              trust_code: whether a run folder may name code to run.
     Raises:  ConvError: when there is no such network, or the weights are not its own or hold code.

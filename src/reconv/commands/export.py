@@ -12,6 +12,8 @@ from reconv.commands.output import say
 
 File = Annotated[Path, typer.Option("--out", "-o", metavar="NET.onnx|NET.pt2", show_default=False)]
 
+Opset = Annotated[int | None, typer.Option(show_default=False, help="ONNX's operator set [default: 20].")]
+
 
 def export(
     ctx: typer.Context,
@@ -23,6 +25,7 @@ def export(
     seed: o.Seed = 0,
     config: o.Config = None,
     trust_code: o.TrustCode = False,
+    opset: Opset = None,
 ) -> None:
     """Write a network as ONNX or .pt2, and check the file in a process without reconv."""
     from reconv.commands.given import check_flags, give
@@ -34,7 +37,7 @@ def export(
                                  param_hint="--out")  # fmt: skip
     shapes = check_flags(ctx, model, input or [], data, None, trust_code)
     given = give(model, shapes, weights=weights, data=data, seed=seed, trust_code=trust_code)
-    report = write(given.model, given.inputs, out)
+    report = write(given.model, given.inputs, out, opset)
     batch = "any batch size" if report.dynamic_batch else report.note
     say(f"{out}: {sum(report.ops.values())} operators, {batch}; checked without reconv, "
         f"outputs within {report.max_abs_error:.2g} (rounding: {report.tolerance:.2g}).")  # fmt: skip

@@ -75,7 +75,10 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help=("package.module:callable, file.py:callable (their code is run), timm:NAME, or a run folder"),
+        help=(
+            "package.module:callable, file.py:callable (their code is run), "
+            "timm:, torchvision: or transformers:NAME, a .pt2 or .onnx file, or a run folder"
+        ),
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="a run folder")]

@@ -2,7 +2,8 @@
 
 In eager mode two dimensions are computed by a native kernel (deform_native.py). Here are plain operators: the map is
 sampled where the offsets say, by gathering the corners of each point's cell, and the samples meet the weights in one
-product of matrices. So derivatives of every order, torch.func, torch.compile and export are PyTorch's own.
+product of matrices. So derivatives of every order, torch.func, torch.compile and export are PyTorch's own. Where a file
+of ONNX is written, two dimensions are its operator DeformConv.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ Shapes = dict[str, torch.Size]
 Watcher = Callable[[ConvSpec, Tensor, Tensor, Tensor | None, Tensor], None]  # spec, input, weight, bias, output
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("_WATCHER", default=None)
+_AS_DEFORM_CONV: ContextVar[bool] = ContextVar("_AS_DEFORM_CONV", default=False)
+DEFORM_CONV_OPSET = 19  # the first that has the operator
 FARTHEST = 2**30  # an offset beyond it leads outside of every map, and is still exact in float32
 
 
@@ -124,6 +127,16 @@ def watched_by(watcher: Watcher) -> Iterator[None]:
         _WATCHER.reset(token)
 
 
+@contextmanager
+def exported_as_deform_conv(wanted: bool = True) -> Iterator[None]:
+    """Within, torch.export sees ONNX's operator DeformConv where there are two dimensions: the engines know no more."""
+    token = _AS_DEFORM_CONV.set(wanted)
+    try:
+        yield
+    finally:
+        _AS_DEFORM_CONV.reset(token)
+
+
 def _single(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
@@ -132,6 +145,8 @@ def _single(tensor: Tensor) -> Tensor:
 def _convolved(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None,
                mask: Tensor | None = None) -> Tensor:  # fmt: skip
     tensors = (input, offset, weight, bias, mask)
+    if spec.spatial_dims == 2 and torch.compiler.is_exporting() and _AS_DEFORM_CONV.get():
+        return _onnx_operator(spec, *tensors)
     if deform_native.refuse(spec, *tensors) is None:
         return deform_native.convolve(_by_operators, spec, *tensors)
     return _by_operators(spec, *tensors)
@@ -149,6 +164,18 @@ def _by_operators(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor,
     else:
         output = torch.baddbmm(bias.reshape(*weight.shape[:2], 1), weight, samples)
     return output.reshape(spec.out_channels, batch, *lengths).transpose(0, 1).contiguous()
+
+
+def _onnx_operator(spec: ConvSpec, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None,
+                   mask: Tensor | None) -> Tensor:  # fmt: skip
+    los, his = zip(*spec.padding, strict=True)
+    settings = {"kernel_shape": spec.kernel_size, "strides": spec.stride, "pads": (*los, *his),
+                "dilations": spec.dilation, "group": spec.groups,
+                "offset_group": int(offset.shape[1]) // (2 * prod(spec.kernel_size))}  # fmt: skip
+    return torch.onnx.ops.symbolic(
+        "DeformConv", (input, weight, offset, bias, mask), settings, dtype=input.dtype,
+        shape=(input.shape[0], spec.out_channels, *offset.shape[2:]), version=DEFORM_CONV_OPSET,
+    )  # fmt: skip
 
 
 def _sampled(spec: ConvSpec, input: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from reconv.errors import ConvError, conv_error
+from reconv.ops.deform import DEFORM_CONV_OPSET, exported_as_deform_conv
 from reconv.rewriting.weights import replacing
 from reconv.surgery import clone, tensors_of
 from reconv.targets.exported import quiet
@@ -28,6 +30,7 @@ from reconv.targets.exported import quiet
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 DISCRETE_TOLERANCE = 1e-3  # share of whole numbers or booleans (an argmax, say) that rounding may turn
 MINUTES = 10
+OPSET = 20  # what torch's exporter writes by itself
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class ExportReport:
     """What was written, and how far its outputs were from the network's.
 
     Args:    max_abs_error, tolerance: over all outputs, of the one that is nearest to its tolerance.
-             ops: how often the file holds each operator.
+             ops: how often the file holds each operator. opset: ONNX's operator set; None in a .pt2.
              dynamic_batch: whether it takes any batch size; note: why not.
     """
 
@@ -45,12 +48,17 @@ class ExportReport:
     ops: dict[str, int] = field(default_factory=dict)
     dynamic_batch: bool = False
     note: str = ""
+    opset: int | None = None
 
 
-def export(model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | Path) -> ExportReport:
+def export(
+    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: str | Path, opset: int | None = None
+) -> ExportReport:
     """Writes `model`, in evaluation mode, as .onnx or .pt2 with plain operators, and runs the file to check it.
 
     Args:    example_inputs: fix every size but the batch, which stays free where the network allows it.
+             opset: ONNX's operator set, 20 by default. From 19 on deformable convolutions of two dimensions are its
+             operator DeformConv; below, and in every other number of dimensions, they gather by plain operators.
     Returns: an ExportReport.
     Raises:  ConvError: when the network cannot be exported (its own error is quoted), a package is missing, or the
              file computes something else. `path` is then left as it was; `model` always is.
@@ -60,20 +68,24 @@ def export(model: nn.Module, example_inputs: Tensor | Sequence[Tensor], path: st
         raise conv_error("export", f"the file name must end in {' or '.join(FORMATS)}", got={"path": repr(str(path))},
                          also=ValueError)  # fmt: skip
     file_format = FORMATS[path.suffix]
+    opset = _opset(file_format, opset)
     _check_packages(file_format)
     path.parent.mkdir(parents=True, exist_ok=True)
     copied = clone(model).cpu().eval()
     with quiet(), torch.no_grad():
         expected = _tensors(copied(*inputs))
-        program, note = _program(copied, inputs)
+        with exported_as_deform_conv(opset is not None and opset >= DEFORM_CONV_OPSET):
+            program, note = _program(copied, inputs)
         with replacing(path) as part:
             try:
-                ops = file_format.write(program, part)
+                ops = file_format.write(program, part, opset)
+            except ConvError:
+                raise
             except Exception as error:
-                raise _failed(model, error) from error
+                raise _inexpressible(program, error) or _failed(model, error) from error
             _check_ops(ops)
             apart, tolerance = _compare(expected, _run_elsewhere(file_format, part, inputs))
-    return ExportReport(path, apart, tolerance, ops, not note, note)
+    return ExportReport(path, apart, tolerance, ops, not note, note, opset)
 
 
 def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, str]:
@@ -114,12 +126,15 @@ class Onnx:
     packages = ("onnx", "onnxscript", "onnxruntime")
 
     @staticmethod
-    def write(program: ExportedProgram, path: Path) -> dict[str, int]:
+    def write(program: ExportedProgram, path: Path, opset: int | None) -> dict[str, int]:
         import onnx
 
-        torch.onnx.export(program, (), path, dynamo=True, verbose=False, external_data=False)
-        graph = onnx.load(path).graph
-        return dict(Counter(f"{node.domain}.{node.op_type}".removeprefix(".") for node in graph.node))
+        torch.onnx.export(program, (), path, opset_version=opset, dynamo=True, verbose=False, external_data=False)
+        model = onnx.load(path)
+        written = next(each.version for each in model.opset_import if not each.domain)
+        if written != opset:  # where ONNX cannot convert the operators, torch leaves them as they are
+            raise _opset_error("torch must be able to write the network in this opset", opset, written=written)
+        return dict(Counter(f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node))
 
     run = """
 import numpy, onnxruntime
@@ -139,7 +154,7 @@ class Pt2:
     packages = ()
 
     @staticmethod
-    def write(program: ExportedProgram, path: Path) -> dict[str, int]:
+    def write(program: ExportedProgram, path: Path, opset: int | None) -> dict[str, int]:
         torch.export.save(program, path)
         return dict(Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function"))
 
@@ -234,6 +249,40 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
+def _opset(file_format: type[Onnx] | type[Pt2], given: int | None) -> int | None:
+    if file_format is Onnx:
+        return OPSET if given is None else given
+    if given is not None:
+        raise _opset_error("only .onnx has an opset", given)
+    return None
+
+
+def _opset_error(must: str, opset: int | None, **more: object) -> ConvError:
+    return conv_error("export", must, got={"opset": opset, **more}, do="Leave opset out.", also=ValueError)
+
+
+def _inexpressible(program: ExportedProgram, error: BaseException) -> ConvError | None:
+    """An operator that torch cannot translate, by name, and the modules that call it; None for other errors."""
+    found = re.search(r"call_function\[target=(?:torch\.ops\.)?([\w.:]+)", str(error.__cause__ or error))
+    if found is None:
+        return None
+    operator = found[1]
+    while error.__cause__ is not None:  # the first cause is the reason
+        error = error.__cause__
+    sites = _callers(program, operator) or _callers(program.run_decompositions(), operator)
+    return conv_error("export", "ONNX must have each operator of the network", also=RuntimeError,
+                      got={"operator": operator, "sites": ", ".join(sites) or "unknown",
+                           "error": repr(_one_line(error))}, do="Replace it, or export to .pt2.")  # fmt: skip
+
+
+def _callers(program: ExportedProgram, operator: str) -> list[str]:
+    """Paths of the modules in whose forward the operator is called; the network itself is shown by its class."""
+    stacks = [node.meta.get("nn_module_stack") for node in program.graph.nodes if str(node.target) == operator]
+    last = [list(stack.values())[-1] for stack in stacks if stack]
+    paths = [path.partition("@")[0] or str(kind).rpartition(".")[2] for path, kind in last]
+    return list(dict.fromkeys(paths))
+
+
 def _failed(model: nn.Module, error: Exception) -> ConvError:
     return conv_error("export", "torch must be able to export the network", also=RuntimeError,
                       got={"model": type(model).__name__, "error": repr(_one_line(error))})  # fmt: skip
@@ -244,7 +293,7 @@ def _unequal(reason: str) -> ConvError:
                       do="Nothing was written.", also=RuntimeError)  # fmt: skip
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0].partition(" For more information")[0] if lines else ""
     return f"{type(error).__name__}: {first}"[:300]

@@ -1,4 +1,4 @@
-"""What a reference names: `package.module:callable`, `file.py:callable` or `timm:NAME`."""
+"""What a reference names: a callable, an architecture of a library, or a file that holds a network."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from typing import Any
 from torch import nn
 
 from reconv.errors import ConvError, conv_error
+from reconv.rewriting.architectures import LIBRARIES, nearest
+from reconv.rewriting.onnx_file import read_onnx
+from reconv.rewriting.pt2 import read_pt2
 
 CALLABLES = "package.module:callable or file.py:callable"
-FORMS = "package.module:callable, file.py:callable or timm:NAME"
+FORMS = "package.module:callable, file.py:callable, timm:, torchvision: or transformers:NAME, or a .pt2 or .onnx file"
 
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
-_TIMM_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no "hf-hub:" or "local-dir:", which fetch
+FILES = {".pt2": read_pt2, ".onnx": read_onnx}
 _OURS = re.compile(r"reconv\.(networks(\.\w+)*:\w+|demo\.network:digits_vgg)")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A parsed reference; kind is "module", "file" or "timm".
+    """A parsed reference; kind is "module", "file" (Python), a library's name, or the suffix of a file.
 
     Example:
              >>> Reference.parse("nets/tiny.py:make")
@@ -41,9 +44,13 @@ class Reference:
     @classmethod
     def parse(cls, text: str) -> Reference:
         """Reads a reference without running anything; raises ConvError (a ValueError) where it has no known form."""
+        library, colon, name = text.partition(":")
+        if library in LIBRARIES and colon:
+            if LIBRARIES[library].form.fullmatch(name):
+                return cls(library, library, name)
+        elif (suffix := Path(text).suffix.lower()) in FILES:
+            return cls(suffix, text, "")
         place, colon, name = text.rpartition(":")
-        if place == "timm" and _TIMM_NAME.fullmatch(name):
-            return cls("timm", place, name)
         if colon and _DOTTED.fullmatch(name):
             if place.endswith(".py"):
                 return cls("file", place, name)
@@ -52,12 +59,12 @@ class Reference:
         raise conv_error("reference", f"must be {FORMS}", got={"reference": repr(text)}, also=ValueError)
 
     def __str__(self) -> str:
-        return f"{self.place}:{self.name}"
+        return f"{self.place}:{self.name}" if self.name else self.place
 
     @property
     def runs_foreign_code(self) -> bool:
-        """Whether following it runs code that is neither timm's nor ours."""
-        return self.kind != "timm" and not _OURS.fullmatch(str(self))
+        """Whether following it runs code that is neither a known library's nor ours."""
+        return self.kind in ("module", "file") and not self.is_ours
 
     @property
     def is_ours(self) -> bool:
@@ -70,7 +77,7 @@ def check_callable_ref(text: str) -> Reference:
         reference = Reference.parse(text)
     except ConvError:
         reference = None
-    if reference is None or reference.kind == "timm":
+    if reference is None or reference.kind not in ("module", "file"):
         raise conv_error("reference", f"must be {CALLABLES}", got={"reference": repr(text)}, also=ValueError)
     return reference
 
@@ -85,7 +92,7 @@ def load_callable(text: str) -> Callable[..., Any]:
     for attribute in reference.name.split("."):
         if not hasattr(found, attribute):
             raise conv_error("reference", f"{reference.place} must have what is named", got={"reference": repr(text)},
-                             do=_offer(found), also=AttributeError)  # fmt: skip
+                             do=nearest(attribute, _callables(found)), also=AttributeError)  # fmt: skip
         found = getattr(found, attribute)
     if not callable(found):
         raise conv_error("reference", "must name something that can be called",
@@ -94,7 +101,9 @@ def load_callable(text: str) -> Callable[..., Any]:
 
 
 def build_model(text: str) -> nn.Module:
-    """Calls what a reference names and returns the network: untrained if it is timm's.
+    """The network that a reference names: what a callable returns, a library's architecture, or what a file holds.
+
+    A library's is untrained, but for transformers:FOLDER, which comes with its weights. Nothing is fetched.
 
     Raises:  ConvError: when there is no such thing, it fails (its own error is quoted) or returns something else.
     Example:
@@ -102,7 +111,12 @@ def build_model(text: str) -> nn.Module:
              'Identity'
     """
     reference = Reference.parse(text)
-    model = _timm(reference.name) if reference.kind == "timm" else call(load_callable(text), text)
+    if reference.kind in LIBRARIES:
+        model = LIBRARIES[reference.kind].build(reference.name)
+    elif reference.kind in FILES:
+        model = FILES[reference.kind](Path(reference.place))
+    else:
+        model = call(load_callable(text), text)
     if not isinstance(model, nn.Module):
         raise conv_error("model", "the callable must return a torch.nn.Module",
                          got={"model": repr(text), "returned": type(model).__name__}, also=TypeError)  # fmt: skip
@@ -110,13 +124,13 @@ def build_model(text: str) -> nn.Module:
 
 
 def build_trusted(text: str) -> nn.Module:
-    """As `build_model`, for a reference that a file gives: only timm's networks and ours, and run as little as can be.
+    """As `build_model`, for a reference that a file gives: networks of libraries, files and ours, none by foreign code.
 
     Raises:  ConvError (a PermissionError): when the reference names foreign code.
     """
     reference = Reference.parse(text)
     if reference.runs_foreign_code or (reference.is_ours and not _defined_here(load_callable(text))):
-        raise conv_error("load", "the structure must come from timm or reconv.networks, or be given",
+        raise conv_error("load", "the structure must come from a known library, reconv.networks or a file, or be given",
                          got={"model": repr(text)},
                          do="Give base=…, or trust_code=True (--trust-code) to run the code that it names.",
                          also=PermissionError)  # fmt: skip
@@ -138,13 +152,13 @@ def call(function: Callable[[], Any], text: str) -> Any:
         raise foreign_error(text, error) from error
 
 
-def foreign_error(text: str, error: BaseException) -> ConvError:
+def foreign_error(text: str, error: BaseException, do: str = "") -> ConvError:
     """Quotes what a user's code raised, with its file and line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_foreign(f.filename)]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     quoted = " ".join(f"{type(error).__name__}: {error}".split())
     return conv_error("reference", "what is named must run without an error",
-                      got={"reference": repr(text), "error": repr(quoted) + where},
+                      got={"reference": repr(text), "error": repr(quoted) + where}, do=do,
                       also=ImportError if isinstance(error, ImportError) else RuntimeError)  # fmt: skip
 
 
@@ -158,6 +172,8 @@ def _module(reference: Reference) -> ModuleType:
     try:
         return importlib.import_module(reference.place)
     except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == reference.place.partition(".")[0]:
+            raise foreign_error(str(reference), error, nearest(error.name, LIBRARIES)) from error
         raise foreign_error(str(reference), error) from error
 
 
@@ -186,22 +202,5 @@ def _importable(folder: Path) -> None:
         sys.path.append(str(folder))
 
 
-def _timm(name: str) -> Any:
-    try:
-        import timm
-    except Exception as error:  # a torchvision that does not fit torch raises others than ImportError
-        absent = isinstance(error, ModuleNotFoundError) and error.name == "timm"
-        raise conv_error("model", "timm:NAME needs the package timm, and timm a torchvision that fits torch",
-                         got={"error": repr(str(error))}, also=ImportError,
-                         do="pip install timm." if absent else "`python -c 'import timm'` must run first.",
-                         ) from error  # fmt: skip
-    try:
-        return timm.create_model(name, pretrained=False)
-    except Exception as error:
-        raise conv_error("model", "timm must know the network", got={"name": repr(name), "error": repr(str(error))},
-                         also=ValueError) from error  # fmt: skip
-
-
-def _offer(module: object) -> str:
-    names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")] if vars(module) else []
-    return f"It has {', '.join(sorted(names)[:8])}." if names else ""
+def _callables(module: object) -> list[str]:
+    return sorted(n for n, v in getattr(module, "__dict__", {}).items() if callable(v) and not n.startswith("_"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reconv.errors import conv_error
+from reconv.ops.deform import exported_as_deform_conv
 from reconv.surgery.clone import clone
 from reconv.targets.engine import Job, machine, ours
 from reconv.targets.onnx_block import onnx_of
@@ -33,6 +34,7 @@ class ExportedEngine:
     title: ClassVar[str]
     extra: ClassVar[str]
     exports: ClassVar[bool] = True  # PyTorch's memory formats and kernels are not what runs
+    deform_conv: ClassVar[bool] = True  # whether it knows ONNX's operator of this name
 
     def __init__(self, threads: int | None = None) -> None:
         check_packages(self.title, self.extra, "onnx", "onnxscript", self.engine)
@@ -45,7 +47,24 @@ class ExportedEngine:
 
     def measure(self, jobs: Sequence[Job], seconds: float, burst: int = 1) -> list[Timing]:
         threads = self.threads or torch.get_num_threads()
-        return interleave([to_runner(job, self.make, threads) for job in jobs], seconds, burst=burst)
+        return interleave([self.runner(job, threads) for job in jobs], seconds, burst=burst)
+
+    def runner(self, job: Job, threads: int) -> Runner:
+        """A network and its inputs as a call of the engine.
+
+        Raises:  ConvError: where torch cannot export the network, or the engine does not know an operator of it.
+        """
+        model, inputs = job
+        arrays = [x.detach().cpu().contiguous().numpy() for x in inputs if isinstance(x, Tensor)]
+        try:
+            run = self.make(onnx_bytes(*job, self.deform_conv), arrays, threads)
+            run()
+        except Exception as error:  # of the exporter's or the engine's own kinds
+            first = " ".join(str(error).split())[:300]
+            raise conv_error("target", "the engine must be able to run the network", also=RuntimeError,
+                             got={"model": type(model).__name__, "error": repr(f"{type(error).__name__}: {first}")},
+                             ) from error  # fmt: skip
+        return run
 
     @staticmethod
     def make(model: bytes, arrays: Sequence[Any], threads: int) -> Callable[[], Sequence[Any]]:
@@ -60,37 +79,19 @@ def check_packages(engine: str, extra: str, *packages: str) -> None:
                          do=f"pip install 'reconv[{extra}]'.", also=ImportError)  # fmt: skip
 
 
-def to_runner(job: Job, make: Make, threads: int) -> Runner:
-    """A network and its inputs as a call of an engine.
-
-    Raises:  ConvError: where torch cannot export the network, or the engine does not know an operator of it.
-    """
-    model, inputs = job
-    arrays = [x.detach().cpu().contiguous().numpy() for x in inputs if isinstance(x, Tensor)]
-    try:
-        run = make(onnx_bytes(*job), arrays, threads)
-        run()
-    except Exception as error:  # of the exporter's or the engine's own kinds
-        first = " ".join(str(error).split())[:300]
-        raise conv_error("target", "the engine must be able to run the network", also=RuntimeError,
-                         got={"model": type(model).__name__, "error": repr(f"{type(error).__name__}: {first}")},
-                         ) from error  # fmt: skip
-    return run
-
-
 _exported: WeakKeyDictionary[torch.nn.Module, tuple[object, bytes]] = WeakKeyDictionary()
 
 
-def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
+def onnx_bytes(model: torch.nn.Module, inputs: tuple[Any, ...], deform_conv: bool = True) -> bytes:
     """The network in evaluation mode, with its weights, for inputs of just these shapes.
 
     A network that is given again, unchanged, is not exported again: that takes torch seconds.
     """
     if (block := onnx_of(model, inputs)) is not None:
         return block
-    state = _state(model, inputs)
+    state = (deform_conv, _state(model, inputs))
     if _exported.get(model, (None, b""))[0] != state:
-        _exported[model] = (state, _traced(model, inputs))
+        _exported[model] = (state, _traced(model, inputs, deform_conv))
     return _exported[model][1]
 
 
@@ -104,9 +105,9 @@ def _state(model: torch.nn.Module, inputs: tuple[Any, ...]) -> object:
     return held, tensors, [(x.shape, x.dtype) if isinstance(x, Tensor) else x for x in inputs]
 
 
-def _traced(model: torch.nn.Module, inputs: tuple[Any, ...]) -> bytes:
+def _traced(model: torch.nn.Module, inputs: tuple[Any, ...], deform_conv: bool) -> bytes:
     inputs = tuple(x.cpu() if isinstance(x, Tensor) else x for x in inputs)
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), exported_as_deform_conv(deform_conv):
         program = torch.onnx.export(clone(model).cpu().eval(), inputs, dynamo=True, verbose=False)
         assert program is not None
     return program.model_proto.SerializeToString()

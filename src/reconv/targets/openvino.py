@@ -31,4 +31,5 @@ class OpenVino(ExportedEngine):
     """Networks exported to ONNX and run by OpenVINO, in float32 where they are."""
 
     engine, title, extra = "openvino", "OpenVINO", "openvino"
+    deform_conv = False
     make = staticmethod(runner)
