@@ -9,19 +9,26 @@ FAMILIES: dict[str, tuple[str, int, dict[str, object]]] = {
          shufflenet_like_mixnet:mixnet_s convnext:convnext_atto ghostnet:ghostnet_050 repvgg:repvgg_a0
          res2net:res2net50_14w_8s mobileone:mobileone_s0 lcnet:lcnet_035 hgnetv2:hgnetv2_b0
          mobilenet_v1:mobilenetv1_100 mobilenet_v2:mobilenetv2_035 mobilenet_v4:mobilenetv4_conv_small_035
-         mobilenet_v4_hybrid:mobilenetv4_hybrid_medium_075 efficientnet:efficientnet_b0 efficientnet_lite:efficientnet_lite0
-         efficientnet_v2:tf_efficientnetv2_b0 efficientnet_edge:efficientnet_es efficientnet_cond:efficientnet_cc_b0_4e
+         mobilenet_v4_hybrid:mobilenetv4_hybrid_medium_075 efficientnet:efficientnet_b0
+         efficientnet_lite:efficientnet_lite0
+         efficientnet_v2:tf_efficientnetv2_b0 efficientnet_edge:efficientnet_es
+         efficientnet_cond:efficientnet_cc_b0_4e
          mnasnet:mnasnet_small fbnet:fbnetc_100 fbnet_v3:fbnetv3_b hardcorenas:hardcorenas_a tinynet:tinynet_e
          lcnet_v2:lcnetv2_small ghostnet_v2:ghostnetv2_100 ghostnet_v3:ghostnetv3_050 rexnet:rexnetr_100
-         repghostnet:repghostnet_050 repvit:repvit_m0_9 fastvit:fastvit_t8 resnet_v2:resnetv2_18 senet:legacy_seresnet18
-         sknet:skresnet18 resnest:resnest14d dla:dla46_c dla_x:dla46x_c dpn:dpn48b gernet:gernet_s gcresnet:gcresnext26ts
+         repghostnet:repghostnet_050 repvit:repvit_m0_9 fastvit:fastvit_t8 resnet_v2:resnetv2_18
+         senet:legacy_seresnet18
+         sknet:skresnet18 resnest:resnest14d dla:dla46_c dla_x:dla46x_c dpn:dpn48b gernet:gernet_s
+         gcresnet:gcresnext26ts
          ecaresnet:eca_resnext26ts regnetx:regnetx_002 regnetz:regnetz_005 nf_regnet:nf_regnet_b0
          nf_resnet:nf_resnet26 nfnet:test_nfnet cs3darknet:cs3darknet_s cspresnet:cspresnet50 darknet:darknet17
          selecsls:selecsls42 vovnet:ese_vovnet19b_slim_dw hrnet:hrnet_w18_small xception_aligned:xception41
-         convnext_v2:convnextv2_atto convmixer:convmixer_768_32 edgenext:edgenext_xx_small mobilevit:mobilevit_xxs
+         convnext_v2:convnextv2_atto convmixer:convmixer_768_32 edgenext:edgenext_xx_small
+         mobilevit:mobilevit_xxs
          mobilevit_v2:mobilevitv2_050 poolformer:poolformer_s12 convformer:convformer_s18
-         inception_next:inception_next_atto starnet:starnet_s050 shvit:shvit_s1 fasternet:fasternet_t0 hgnet:hgnet_tiny
-         efficientvit_mit:efficientvit_b0 nextvit:nextvit_small focalnet:focalnet_tiny_srf swiftformer:swiftformer_xs
+         inception_next:inception_next_atto starnet:starnet_s050 shvit:shvit_s1 fasternet:fasternet_t0
+         hgnet:hgnet_tiny
+         efficientvit_mit:efficientvit_b0 nextvit:nextvit_small focalnet:focalnet_tiny_srf
+         swiftformer:swiftformer_xs
          pvt_v2:pvt_v2_b0 mambaout:mambaout_femto rdnet:rdnet_tiny cspnext:cspnext_tiny cpubone:cpubone_nano
          lowformer:lowformer_b0 iformer:iformer_t blurred:densenetblur121d efficientvim:efficientvim_m1
          anti_aliased:resnetaa34d tresnet:tresnet_l"""),

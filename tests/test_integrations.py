@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
+import importlib
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fakes import FakeTarget, grid
+from nets import let_torchvision_import
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import reconv
 from reconv.errors import ConvError
 from reconv.rewriting.carry import for_training
 from reconv.targets import layout_of
 
-X = grid(24, 3, 13, 11)
+let_torchvision_import()  # which torchmetrics, and so Lightning, looks for
+from pytorch_lightning import Callback, LightningModule, Trainer  # noqa: E402
+
+from reconv.lightning import RewriteCallback  # noqa: E402
+
 Y = torch.arange(24) % 3
+X = grid(24, 3, 13, 11) + torch.eye(3)[Y].view(24, 3, 1, 1)  # the class is the brightest colour
 SEPARABLE = {"site": "3", "rule": "separable", "block": "ic8oc8k3x3g8nb -> ic8oc12k1x1"}
 KERNEL = {"site": "0", "rule": "asymmetric", "block": "ic3oc6k3x1p1:1x0:0nb -> ic6oc8k1x3p0:0x1:1nb"}
 FOLD = {"site": "0", "rule": "fold_batch_norm", "block": "ic3oc8k3x3p1", "absorbs": ["1"]}
@@ -61,7 +70,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "momentum": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
     "adam": lambda params: torch.optim.Adam(params, lr=0.01),
     "adamw": lambda params: torch.optim.AdamW(params, lr=0.01, amsgrad=True),
-    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.01, centered=True, momentum=0.5),
+    "rmsprop": lambda params: torch.optim.RMSprop(params, lr=0.003, centered=True),
 }
 GROUPS: dict[str, Callable[[nn.Module], Any]] = {
     "one group": lambda model: model.parameters(),
@@ -77,7 +86,7 @@ def test_survivors_keep_their_state_and_the_loss_goes_on_falling(name, groups):
     model = network()
     optimizer = OPTIMIZERS[name](GROUPS[groups](model))
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
-    losses = [step(model, optimizer) for _ in range(15)]
+    losses = [step(model, optimizer) for _ in range(6)]
     schedule.step()
     settings = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in optimizer.param_groups]
     states = {n: copied(optimizer.state[p]) for n, p in model.named_parameters()}
@@ -156,9 +165,11 @@ def test_exact_edits_come_behind_a_training():
 
 
 # -- torch.compile, memory formats, autocast ----------------------------------------------------------------
-def rewritten(model: nn.Module, rules: Sequence[str] | str = "smaller") -> nn.Module:
-    made = reconv.plan(model.eval(), X[:1], "macs=0.5", X, FakeTarget(), rules)
-    assert len({edit.site for edit in made.edits}) == 2
+def rewritten(model: nn.Module, rules: Sequence[str] | str) -> nn.Module:
+    """With exact rules the plan chooses the faster memory format, else it is the model's."""
+    budget = "macs=0.5" if rules == "smaller" else "latency=0.4"
+    made = reconv.plan(model.eval(), X[:1], budget, X, FakeTarget(channels_last=0.9), rules)
+    assert made.edits
     return reconv.apply(model, made, X[:1], X)
 
 
@@ -168,6 +179,7 @@ def test_rewritten_networks_compile(rules):
     torch.compiler.reset()
     with torch.no_grad():
         assert torch.allclose(torch.compile(student, fullgraph=True)(X), student(X), rtol=1e-4, atol=1e-5)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("rules", ["smaller", ("exact", "smaller")], ids=str)
@@ -186,3 +198,138 @@ def test_memory_format_and_autocast_are_kept(rules):
             got = student(X)
     assert got.dtype == torch.bfloat16
     assert (got.float() - expected).abs().max() <= 0.05 * expected.abs().max()
+
+
+# -- Lightning ----------------------------------------------------------------------------------------------
+class Classifier(LightningModule):
+    """A network and a head of its own, in two groups; keeps the loss of each epoch."""
+
+    def __init__(self, optimizer: str = "adam", compiled: bool = False) -> None:
+        super().__init__()
+        self.net = torch.compile(network()) if compiled else network()
+        self.head, self.kind, self.losses = nn.Linear(3, 3), optimizer, list[float]()
+
+    def training_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+        loss = nn.functional.cross_entropy(self.head(self.net(batch[0])), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def predict_step(self, batch: Sequence[Tensor], index: int) -> Tensor:
+        return self.head(self.net(batch[0]))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = OPTIMIZERS[self.kind](groups_of(self))
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)]
+
+
+class Watch(Callback):
+    """What is there at the end of each epoch."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.layers: list[str] = []
+        self.sizes: list[int] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.layers.append(type(pl_module.net[3]).__name__)
+        self.sizes.append(sum(p.numel() for p in pl_module.net.parameters()))
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(X, Y), batch_size=12)
+
+
+def trainer(tmp_path: Path, epochs: int, *callbacks: Callback) -> Trainer:
+    return Trainer(max_epochs=epochs, callbacks=[*callbacks], accelerator="cpu", devices=1, logger=False,
+                   enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+                   default_root_dir=tmp_path)  # fmt: skip
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "plan": {"plan": reconv.Plan.from_dict({"format": 1, "edits": [SEPARABLE, FOLD]})},
+    "plan with data": {"plan": PLAN, "data": X},
+    "budget": {"budget": "macs=0.6", "data": X, "target": FakeTarget()},
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_lightning_rewrites_at_an_epoch_and_trains_on(tmp_path, optimizer, given):
+    module, watch = Classifier(optimizer), Watch()
+    callback = RewriteCallback("net", X[:1], epoch=3, **GIVEN[given])
+    trainer(tmp_path, 12, callback, watch).fit(module, loader())
+    assert [size != watch.sizes[0] for size in watch.sizes] == [False] * 3 + [True] * 9
+    assert isinstance(module.net[1], nn.BatchNorm2d)  # the exact edit was left out
+    assert watch.rates == pytest.approx([watch.rates[0] * 0.97**i for i in range(12)])
+    assert module.losses[6] < module.losses[0]
+    assert module.losses[-1] < module.losses[6]
+
+
+def state_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Any]:
+    return {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_checkpoint_goes_on_to_the_same_weights(tmp_path, optimizer):
+    """Stopped behind the rewriting and resumed, and never stopped: bit for bit."""
+    whole = Classifier(optimizer)
+    straight = trainer(tmp_path, 6, RewriteCallback("net", X[:1], PLAN, epoch=2))
+    straight.fit(whole, loader())
+
+    stopped = trainer(tmp_path, 4, RewriteCallback("net", X[:1], PLAN, epoch=2))
+    stopped.fit(Classifier(optimizer), loader())
+    stopped.save_checkpoint(tmp_path / "it.ckpt")
+    resumed, again = Classifier(optimizer), trainer(tmp_path, 6, RewriteCallback("net", X[:1], PLAN, epoch=2))
+    again.fit(resumed, loader(), ckpt_path=tmp_path / "it.ckpt", weights_only=True)
+
+    assert same(dict(resumed.state_dict()), dict(whole.state_dict()))
+    for ours, theirs in zip(again.optimizers, straight.optimizers, strict=True):
+        assert same(state_of(ours, resumed), state_of(theirs, whole))
+    assert "on_load_checkpoint" not in vars(resumed)
+
+
+def test_a_checkpoint_is_loaded_to_predict(tmp_path):
+    module, callback = Classifier(), RewriteCallback("net", X[:1], PLAN)
+    before = trainer(tmp_path, 1, callback)
+    before.fit(module, loader())
+    before.save_checkpoint(tmp_path / "it.ckpt")
+    other = Classifier()
+    got = trainer(tmp_path, 1, RewriteCallback("net", X[:1], PLAN)).predict(
+        other, loader(), ckpt_path=tmp_path / "it.ckpt", weights_only=True)  # fmt: skip
+    assert torch.equal(torch.cat(got), module.eval().head(module.net(X)).detach())
+
+
+def test_an_earlier_checkpoint_is_loaded_as_it_was(tmp_path):
+    early = trainer(tmp_path, 1, RewriteCallback("net", X[:1], PLAN, epoch=2))
+    early.fit(Classifier(), loader())
+    early.save_checkpoint(tmp_path / "it.ckpt")
+    module, watch = Classifier(), Watch()
+    late = trainer(tmp_path, 4, RewriteCallback("net", X[:1], PLAN, epoch=2), watch)
+    late.fit(module, loader(), ckpt_path=tmp_path / "it.ckpt", weights_only=True)
+    assert watch.layers == ["Conv2d", "ChainLayer", "ChainLayer"]
+
+
+WRONG: dict[str, tuple[Callable[[], Any], Callable[[], Any], str]] = {
+    "neither": (Classifier, lambda: RewriteCallback("net", X[:1]), "either a plan or a budget must be given"),
+    "both": (Classifier, lambda: RewriteCallback("net", X[:1], PLAN, budget="macs=0.5"), "either a plan or a budget"),
+    "no name": (Classifier, lambda: RewriteCallback("", X[:1], PLAN), "module must name a part"),
+    "unknown": (Classifier, lambda: RewriteCallback("body", X[:1], PLAN), "It has net, head"),
+    "compiled": (lambda: Classifier(compiled=True), lambda: RewriteCallback("net", X[:1], PLAN),
+                 "must not be compiled yet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_cannot_be_rewritten_is_said(tmp_path, name):
+    module, callback, said = WRONG[name]
+    with pytest.raises(ConvError, match=said):
+        trainer(tmp_path, 1, callback()).fit(module(), loader())
+
+
+def test_without_lightning_it_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    monkeypatch.delitem(sys.modules, "reconv.lightning")
+    with pytest.raises(ConvError, match=r"pip install 'reconv\[lightning\]'") as caught:
+        importlib.import_module("reconv.lightning")
+    assert isinstance(caught.value, ImportError)

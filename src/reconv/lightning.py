@@ -52,11 +52,11 @@ class RewriteCallback(Callback):
                              got={"plan": None if plan is None else "given", "budget": budget})  # fmt: skip
         if not module:
             raise conv_error("RewriteCallback", "module must name a part of the LightningModule", also=ValueError,
-                             got={"module": repr(module)}, do="Keep the network in an attribute, such as net.")  # fmt: skip
+                             got={"module": repr(module)}, do="Keep the network in an attribute, as net.")  # fmt: skip
         self.module, self.inputs, self.plan = module, tensors_of(example_inputs), plan
         self.budget, self.epoch, self.data, self.options = budget, epoch, data, {"rules": "smaller", **options}
         self.order: list[list[list[str]]] = []  # names of the parameters, by optimizer and group
-        self.done = False
+        self.done = self.restored = False
 
     @property
     def state_key(self) -> str:
@@ -86,8 +86,8 @@ class RewriteCallback(Callback):
             return pl_module.get_submodule(self.module)
         except AttributeError as error:
             raise conv_error("RewriteCallback", "module must name a part of the LightningModule", also=ValueError,
-                             got={"module": self.module},
-                             do=f"It has {', '.join(n for n, _ in pl_module.named_children())}.") from error  # fmt: skip
+                             got={"module": self.module}, do=f"It has {', '.join(dict(pl_module.named_children()))}.",
+                             ) from error  # fmt: skip
 
     def _put(self, pl_module: LightningModule, network: nn.Module) -> None:
         parent, _, leaf = self.module.rpartition(".")
@@ -120,21 +120,21 @@ class RewriteCallback(Callback):
             self.plan, self.order = Plan.from_dict(json.loads(state["plan"])), state["order"]
             before = self._network(pl_module)
             self._put(pl_module, restructure(before, self.plan).train(before.training))
+            self.restored = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The states of optimizers are loaded after this, by position: so the parameters come in the order of then."""
-        if not self.done:
+        if not self.restored:
             return
         parameters = dict(pl_module.named_parameters())
-        for optimizer, groups in zip(trainer.optimizers, self.order, strict=False):
-            now = [{id(p) for p in group["params"]} for group in optimizer.param_groups]
-            then = [[parameters[name] for name in names] for names in groups]
-            if [{id(p) for p in group} for group in then] != now and set().union(*now) != {id(p) for g in then for p in g}:
-                raise conv_error("RewriteCallback", "configure_optimizers must give the parameters of the checkpoint",
-                                 got={"groups": [len(g) for g in now], "then": [len(g) for g in then]},
-                                 also=ValueError)  # fmt: skip
-            for group, ordered in zip(optimizer.param_groups, then, strict=True):
-                group["params"] = ordered
+        for optimizer, names in zip(trainer.optimizers, self.order, strict=True):
+            now = [len(group["params"]) for group in optimizer.param_groups]
+            if now != list(map(len, names)):
+                raise conv_error("RewriteCallback", "configure_optimizers must give the groups of the checkpoint",
+                                 got={"groups of": now, "then of": list(map(len, names))}, also=ValueError,
+                                 do="Take the groups from the shapes of named_parameters().")  # fmt: skip
+            for group, ordered in zip(optimizer.param_groups, names, strict=True):
+                group["params"] = [parameters[name] for name in ordered]
 
 
 def _trains(optimizer: torch.optim.Optimizer, network: nn.Module) -> bool:

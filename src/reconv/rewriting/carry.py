@@ -38,7 +38,8 @@ def carry_optimizer(optimizer: Optimizer, before: nn.Module, after: nn.Module) -
     Example:
              >>> import torch
              >>> from reconv import Plan, apply
-             >>> net, x = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)), torch.zeros(1, 3, 9, 9)
+             >>> x, convs = torch.zeros(1, 3, 9, 9), [torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)]
+             >>> net = torch.nn.Sequential(*convs)
              >>> adam = torch.optim.Adam(net.parameters(), lr=1e-3)
              >>> net(x).sum().backward()
              >>> adam.step()
