@@ -1,6 +1,6 @@
 """Networks of timm, one of each family, through all that reconv does; what fails is a row with its reason.
 
-    python benchmarks/zoo.py [--families NAME ...] [--again] [--sites 6] [--minutes 4] [--page]
+    python benchmarks/zoo.py [--families NAME ...] [--again] [--sites 4] [--minutes 4] [--page]
 
 Each network, in a process of its own, untrained but with weights and batch norms that do something (`settled`):
 
@@ -18,10 +18,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import resource
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -156,13 +157,13 @@ def exact(model: nn.Module, x: Tensor) -> Row:
 def mild(model: nn.Module, x: Tensor, count: int) -> tuple[nn.Module, Row]:
     """A budget at a few sites of different kinds; the network, too."""
     sites = varied(model, x, count)
-    result = reconv.rewrite(model, x, "macs=0.9", target=Counting(), sites=sites, epochs=0)
-    plan = result.plan
+    plan = reconv.plan(model, x, "macs=0.9", target=Counting(), sites=sites)
+    student = reconv.apply(model, plan, x).eval()
     _must(plan.met or bool(plan.reason), "the budget is not met, and nothing says why")
-    _must(all(bool(t.isfinite().all()) for t in tensors_in(result.model(x))), "the outputs are not finite")
-    share = result.after.network.macs / result.before.network.macs
+    _must(all(bool(t.isfinite().all()) for t in tensors_in(student(x))), "the outputs are not finite")
+    share = reconv.summary(student, x).network.macs / reconv.summary(model, x).network.macs
     _must(not plan.met or share <= 0.9, f"the budget is said to be met, with {share:.3g} of the MACs")
-    return result.model, {"sites": len(sites), "edits": len(plan.edits), "rules": _rules(plan), "met": plan.met,
+    return student, {"sites": len(sites), "edits": len(plan.edits), "rules": _rules(plan), "met": plan.met,
                           "reason": plan.reason, "macs": round(share, 3)}  # fmt: skip
 
 
@@ -232,25 +233,26 @@ def check(family: str, sites: int) -> Row:
 
 # -- the sweep ------------------------------------------------------------------------------------
 def in_its_own_process(family: str, sites: int, minutes: float) -> Row:
-    """What `check` says, or what ended it."""
+    """What `check` says, or what ended it. Forked, so that nothing is imported again."""
     with tempfile.TemporaryDirectory() as cache:
         told = Path(cache, "row.json")
-        order = [sys.executable, *_started(), "--one", family, "--sites", str(sites), "--told", str(told)]
-        try:
-            done = subprocess.run(order, capture_output=True, text=True, timeout=60 * minutes, check=False,
-                                  env={**os.environ, "RECONV_CACHE": cache})  # fmt: skip
-            if told.is_file():
-                return json.loads(told.read_text(encoding="utf-8"))
-            reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:400]
-        except subprocess.TimeoutExpired:
-            reason = f"more than {minutes:g} minutes"
+        process = multiprocessing.get_context("fork").Process(target=_told, args=(family, sites, told))
+        process.start()
+        process.join(60 * minutes)
+        if told.is_file():
+            return json.loads(told.read_text(encoding="utf-8"))
+        process.kill()
+        process.join()
+    reason = f"more than {minutes:g} minutes" if process.exitcode == -signal.SIGKILL else f"exit {process.exitcode}"
     name, size, _ = FAMILIES[family]
     return {"family": family, "name": name, "input": [1, 3, size, size], "failed": {"run": reason}}
 
 
-def _started() -> list[str]:
-    """How this script was started: by itself, or by another that runs it."""
-    return sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+def _told(family: str, sites: int, told: Path) -> None:
+    os.environ["RECONV_CACHE"] = str(told.parent)
+    text = json.dumps(check(family, sites))
+    told.with_suffix(".part").write_text(text, encoding="utf-8")
+    told.with_suffix(".part").rename(told)
 
 
 def versions() -> dict[str, str]:
@@ -320,16 +322,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--again", action="store_true")
-    parser.add_argument("--sites", type=int, default=6)
+    parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=4)
     parser.add_argument("--page", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.one:
-        torch.set_num_threads(1)
-        given.told.write_text(json.dumps(check(given.one, given.sites)), encoding="utf-8")
-        return
+    torch.set_num_threads(1)  # so that it may fork
+    its_timm()
     rows = held()
     for family in [f for f in given.families if given.again or f not in rows]:
         row = in_its_own_process(family, given.sites, given.minutes)
