@@ -1,6 +1,6 @@
 """Networks of timm, one of each family, through all that reconv does; what fails is a row with its reason.
 
-    python benchmarks/zoo.py [--families NAME ...] [--again] [--sites 4] [--minutes 4] [--page]
+    python benchmarks/zoo.py [--families NAME ...] [--again] [--sites 4] [--minutes 4] [--steps STEP ...] [--page]
 
 Each network, in a process of its own, untrained but with weights and batch norms that do something (`settled`):
 
@@ -10,7 +10,7 @@ mild:    `budget="macs=0.9"` at a few sites of different kinds: it runs, and the
 export:  the result of that as .onnx runs in ONNX Runtime, and agrees
 
 No time is measured: `Counting` is an engine without a clock. Families that benchmarks/results/zoo.json has already, of
-the same versions, are passed over. `--page` writes what it has into docs/zoo.md.
+the same versions, are passed over where they have these steps. `--page` writes what it has into docs/zoo.md.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "zoo.md"
 EQUAL = 1e-4  # of the largest output
 CLASSES = 10
 IMAGES = 4  # by which batch norms are given their statistics
+STEPS = ("macs", "exact", "mild", "export")
 Row = dict[str, Any]
 
 
@@ -205,7 +206,7 @@ def _must(holds: bool, said: str) -> None:
         raise ValueError(said)
 
 
-def check(family: str, sites: int) -> Row:
+def check(family: str, sites: int, asked: Sequence[str] = STEPS) -> Row:
     """All checks of one family; a step that fails leaves the others to be tried."""
     name, size, options = FAMILIES[family]
     row: Row = {"family": family, "name": name, "input": [1, 3, size, size], "failed": {}}
@@ -222,7 +223,7 @@ def check(family: str, sites: int) -> Row:
         "macs": lambda: macs(model, x), "exact": lambda: exact(model, x), "mild": milder,
         "export": lambda: exported(rewritten, x),
     }  # fmt: skip
-    for step, run in steps.items():
+    for step, run in [(step, steps[step]) for step in asked]:
         try:
             row[step] = run()
         except Exception as error:
@@ -233,11 +234,11 @@ def check(family: str, sites: int) -> Row:
 
 
 # -- the sweep ------------------------------------------------------------------------------------
-def in_its_own_process(family: str, sites: int, minutes: float) -> Row:
+def in_its_own_process(family: str, sites: int, minutes: float, steps: Sequence[str]) -> Row:
     """What `check` says, or what ended it. Forked, so that nothing is imported again."""
     with tempfile.TemporaryDirectory() as cache:
         told = Path(cache, "row.json")
-        process = multiprocessing.get_context("fork").Process(target=_told, args=(family, sites, told))
+        process = multiprocessing.get_context("fork").Process(target=_told, args=(family, sites, steps, told))
         process.start()
         process.join(60 * minutes)
         if told.is_file():
@@ -249,9 +250,9 @@ def in_its_own_process(family: str, sites: int, minutes: float) -> Row:
     return {"family": family, "name": name, "input": [1, 3, size, size], "failed": {"run": reason}}
 
 
-def _told(family: str, sites: int, told: Path) -> None:
+def _told(family: str, sites: int, steps: Sequence[str], told: Path) -> None:
     os.environ["RECONV_CACHE"] = str(told.parent)
-    text = json.dumps(check(family, sites))
+    text = json.dumps(check(family, sites, steps))
     told.with_suffix(".part").write_text(text, encoding="utf-8")
     told.with_suffix(".part").rename(told)
 
@@ -319,20 +320,26 @@ def _failed(rows: Sequence[Row]) -> str:
     return "".join(said) or "None.\n"
 
 
+def _has(row: Row | None, steps: Sequence[str]) -> bool:
+    return row is not None and all(step in row or step in row["failed"] for step in steps)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="*", default=list(FAMILIES))
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--minutes", type=float, default=4)
+    parser.add_argument("--steps", nargs="*", default=STEPS, choices=STEPS)
     parser.add_argument("--page", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)  # so that it may fork
     its_timm()
-    exported(nn.Conv2d(3, 4, 3), torch.ones(1, 3, 5, 5))  # the exporter loads its tables once
+    if "export" in given.steps:
+        exported(nn.Conv2d(3, 4, 3), torch.ones(1, 3, 5, 5))  # the exporter loads its tables once
     rows = held()
-    for family in [f for f in given.families if given.again or f not in rows]:
-        row = in_its_own_process(family, given.sites, given.minutes)
+    for family in [f for f in given.families if given.again or not _has(rows.get(f), given.steps)]:
+        row = in_its_own_process(family, given.sites, given.minutes, given.steps)
         rows = held() | {family: row}  # another sweep may write, too
         keep(rows)
         print(family, row.get("seconds", "–"), "s", row["failed"] or "", flush=True)
