@@ -35,12 +35,12 @@ FAMILIES: dict[str, tuple[str, int, dict[str, object]]] = {
         (128, {}, "inception_v3:inception_v3 inception_v4:inception_v4 inception_resnet:inception_resnet_v2 "
                   "xception:legacy_xception csatv2:csatv2"),
         (64, {"mlp_ratio": 0.125}, "vgg:vgg11_bn"),
-        (64, {"img_size": 64}, "vit:vit_tiny_patch16_224 tiny_vit:tiny_vit_5m_224 xcit:xcit_nano_12_p16_224 "
+        (64, {"img_size": 64}, "vit:vit_tiny_patch16_224 xcit:xcit_nano_12_p16_224 "
                                "coatnet:coatnet_pico_rw_224 maxvit:maxvit_pico_rw_256 visformer:visformer_tiny "
-                               "twins:twins_svt_small davit:davit_tiny coat:coat_lite_tiny"),
+                               "twins:twins_svt_small coat:coat_lite_tiny"),
         (224, {}, "levit:levit_conv_128s efficientformer:efficientformer_l1 efficientformer_v2:efficientformerv2_s0 "
                   "efficientvit_msra:efficientvit_m0 pit:pit_ti_224 gcvit:gcvit_xxtiny convit:convit_tiny "
-                  "swin:swin_tiny_patch4_window7_224"),
+                  "swin:swin_tiny_patch4_window7_224 tiny_vit:tiny_vit_5m_224 davit:davit_tiny"),
         (128, {}, "botnet:botnet26t_256 halonet:halonet26t lambda_resnet:lambda_resnet26t bat_resnet:bat_resnext26ts"),
     )
     for name in names.split()
