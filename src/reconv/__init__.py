@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from reconv.planning.plan import Plan as Plan
     from reconv.reporting.drawn import draw as draw
     from reconv.rewriting.apply import apply as apply
+    from reconv.rewriting.carry import carry_optimizer as carry_optimizer
     from reconv.rewriting.export import export as export
     from reconv.rewriting.hub import HubModel as HubModel
     from reconv.rewriting.job import Result as Result
@@ -51,6 +52,7 @@ _HOMES = {
     "Result": "reconv.rewriting.job",
     "Summary": "reconv.costing.summary",
     "apply": "reconv.rewriting.apply",
+    "carry_optimizer": "reconv.rewriting.carry",
     "classic": "reconv.classic",
     "draw": "reconv.reporting.drawn",
     "export": "reconv.rewriting.export",
