@@ -1,6 +1,7 @@
 """From one plain network to the field's by rules: costs, latency and accuracy of each step after the same training.
 
     python benchmarks/ladder.py [STEP ...] [--seeds 0-2] [-o FILE.json]     # without -o: prints the table alone
+    python benchmarks/ladder.py --time benchmarks/results/ladder.json      # measures its latencies again, in quiet
     python benchmarks/ladder.py --page benchmarks/results/ladder.json      # writes docs/ladder.md
 
 The plain network has five convolutions of 5×5 with batch norms and is trained on crops of photos (14 photos, 32×32; the
@@ -15,8 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,19 +126,26 @@ def climbed(names: Sequence[str], seed: int, test: TensorDataset) -> list[dict[s
     torch.manual_seed(seed)
     start = train(network(), BEFORE, seed)
     images = drawn(TRAIN, SHOWN, seed).tensors[0]
-    found, ready = [], []
+    found = []
     for name in names:
         model, made = rewritten(clone(start), STEPS[name], images)
         row = {"step": name, "seed": seed, "made": made, "at_start": accuracy(model, test),
                "apart": apart(start, model, images)}  # fmt: skip
         train(model, AFTER, seed + 100)
-        ready.append(folded(model, images[:1]))
-        cost = reconv.summary(ready[-1], images[:1]).network
+        cost = reconv.summary(folded(model, images[:1]), images[:1]).network
         found.append({**row, "accuracy": accuracy(model, test), "params": cost.params, "macs": cost.macs})
         print(seed, name, *(f"{100 * found[-1][k]:.2f}" for k in ("at_start", "accuracy")), flush=True)
+    return found
+
+
+def timed(names: Sequence[str]) -> dict[str, float]:
+    """Milliseconds of each step's network, in turn. Training changes none of them."""
+    torch.manual_seed(0)
+    start, images = network().eval(), drawn(TRAIN, SHOWN, 0).tensors[0]
+    ready = [folded(rewritten(clone(start), STEPS[name], images)[0], images[:1]) for name in names]
     with torch.inference_mode():
-        timings = interleave([lambda n=n: n(images[:1]) for n in ready], 120, ROUNDS, ROUNDS, burst=BURST)
-    return [{**row, "latency_ms": t.median_ms} for row, t in zip(found, timings, strict=True)]
+        timings = interleave([lambda n=n: n(images[:1]) for n in ready], 300, ROUNDS, ROUNDS, burst=BURST)
+    return {name: timing.median_ms for name, timing in zip(names, timings, strict=True)}
 
 
 # -- the table ---------------------------------------------------------------------------------------------
@@ -146,7 +153,7 @@ HEADS = ("rules", "as in", "parameters", "MACs, M", "latency over plain's", "acc
          "accuracy after training, %", "points over plain")  # fmt: skip
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], latency_ms: Mapping[str, float]) -> str:
     by_step: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_step.setdefault(row["step"], []).append(row)
@@ -155,9 +162,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name, each in by_step.items():
         step = STEPS[name]
         gains = [100 * (a["accuracy"] - b["accuracy"]) for a, b in zip(each, plain, strict=True)]
-        ratio = statistics.median(a["latency_ms"] / b["latency_ms"] for a, b in zip(each, plain, strict=True))
         cells = (name, f"{step.known} ({step.source})" if step.known else "", f"{each[0]['params']:,}",
-                 f"{each[0]['macs'] / 1e6:.1f}", f"{ratio:.2f}", spread([100 * row["at_start"] for row in each]),
+                 f"{each[0]['macs'] / 1e6:.1f}", f"{latency_ms[name] / latency_ms['plain']:.2f}",
+                 spread([100 * row["at_start"] for row in each]),
                  spread([100 * row["accuracy"] for row in each]),
                  "" if name == "plain" else spread(gains, "+"))  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
@@ -176,7 +183,14 @@ def layers(rows: Sequence[dict[str, Any]]) -> str:
 
 def write(file: Path) -> None:
     held = json.loads(file.read_text(encoding="utf-8"))
-    fill(PAGE, {"machine": f"{held['machine']}\n", "table": table(held["rows"]), "layers": layers(held["rows"])})
+    fill(
+        PAGE,
+        {
+            "machine": f"{held['machine']}\n",
+            "table": table(held["rows"], held["latency_ms"]),
+            "layers": layers(held["rows"]),
+        },
+    )
 
 
 def main() -> None:
@@ -185,18 +199,31 @@ def main() -> None:
     parser.add_argument("--seeds", type=seeds, default=seeds("0-2"), help="FIRST-LAST")
     parser.add_argument("-o", "--out", type=Path)
     parser.add_argument("--page", type=Path, help="a result that was written before: only writes the page")
+    parser.add_argument("--time", type=Path, help="a result that was written before: only measures latency again")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     if given.page:
         write(given.page)
         return
-    torch.set_num_threads(1)
+    if given.time:
+        held = json.loads(given.time.read_text(encoding="utf-8"))
+        save(given.time, held["rows"])
+        return
     names = [name for name in STEPS if name == "plain" or name in given.steps]
     test = drawn(TEST, TESTED, 0)
     rows = [row for seed in given.seeds for row in climbed(names, seed, test)]
-    print(table(rows))
     if given.out:
-        machine = f"torch {torch.__version__}, 1 thread, batch 1, {torch.backends.cpu.get_cpu_capability()}"
-        given.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        save(given.out, rows)
+    else:
+        print(table(rows, timed(names)))
+
+
+def save(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    latency_ms = timed(list(dict.fromkeys(row["step"] for row in rows)))
+    print(table(rows, latency_ms))
+    machine = f"torch {torch.__version__}, 1 thread, batch 1, {torch.backends.cpu.get_cpu_capability()}."
+    held = {"machine": machine, "latency_ms": latency_ms, "rows": rows}
+    file.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

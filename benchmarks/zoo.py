@@ -20,7 +20,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import re
 import resource
 import signal
 import sys
@@ -42,6 +41,7 @@ from reconv.surgery.outputs import tensors_in
 from reconv.targets import Timing
 
 sys.path.insert(0, str(Path(__file__).parent))
+from marks import fill
 from zoo_names import FAMILIES
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
@@ -288,13 +288,7 @@ def keep(rows: Mapping[str, Row]) -> None:
 def write_page() -> None:
     """Into docs/zoo.md, between its marks."""
     data = json.loads(RESULTS.read_text(encoding="utf-8"))
-    text = PAGE.read_text(encoding="utf-8")
-    for name, part in {"versions": _said(data), "table": _table(data["rows"]), "failed": _failed(data["rows"])}.items():
-        text, count = re.subn(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, part=part: m[1] + part + m[2], text,
-                              flags=re.DOTALL)  # fmt: skip
-        if count != 1:
-            raise SystemExit(f"{PAGE} must have one place for {name}: <!-- {name} --> … <!-- end -->")
-    PAGE.write_text(text, encoding="utf-8")
+    fill(PAGE, {"versions": _said(data), "table": _table(data["rows"]), "failed": _failed(data["rows"])})
 
 
 def _said(data: Mapping[str, Any]) -> str:
