@@ -120,7 +120,7 @@ def main() -> None:
     rows = []
     for net in NETS:
         if net.name in given.names:
-            for budget in (given.budget, *[MORE[net.name]] * (net.name in MORE)):
+            for budget in filter(None, (given.budget, MORE.get(net.name))):
                 rows.append(journey(net, budget, given.epochs))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     if given.out:
