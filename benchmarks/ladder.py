@@ -174,10 +174,10 @@ def table(rows: Sequence[dict[str, Any]], latency_ms: Mapping[str, float]) -> st
 def layers(rows: Sequence[dict[str, Any]]) -> str:
     """What became of the third convolution in each step."""
     first = {row["step"]: row["made"] for row in rows if row["seed"] == rows[0]["seed"]}
-    lines = ["| rules | the third layer, `ic32oc32k5x5p2nb`, becomes |", "| --- | --- |"]
+    lines = ["The third layer, `ic32oc32k5x5p2nb`, becomes", ""]  # a list: a block's text may hold what parts cells
     for name, made in first.items():
         of = [m["block"] for m in made if m["site"].split(".")[0] == "6"]
-        lines += [f"| {name} | {'; then, within: '.join(f'`{text}`' for text in of) or 'what it was'} |"] * bool(made)
+        lines += [f"- {name}: {'; then, within: '.join(f'`{text}`' for text in of) or 'what it was'}"] * bool(made)
     return "\n".join(lines) + "\n"
 
 

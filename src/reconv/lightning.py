@@ -16,7 +16,7 @@ from reconv.planning.edits import restructure
 from reconv.planning.make import plan as make
 from reconv.planning.plan import Plan
 from reconv.rewriting.apply import apply
-from reconv.rewriting.carry import carry_optimizer, for_training
+from reconv.rewriting.carry import carry_optimizer, for_training, trained_by
 from reconv.surgery import tensors_of
 
 try:
@@ -74,7 +74,7 @@ class RewriteCallback(Callback):
         self.plan = for_training(plan, before)
         after = apply(before, self.plan, inputs, self.data).train(before.training)
         for optimizer in trainer.optimizers:
-            if _trains(optimizer, before):
+            if not trained_by(optimizer).isdisjoint(map(id, before.parameters())):
                 carry_optimizer(optimizer, before, after)
         self._put(pl_module, after)
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
@@ -135,11 +135,6 @@ class RewriteCallback(Callback):
                                  do="Take the groups from the shapes of named_parameters().")  # fmt: skip
             for group, ordered in zip(optimizer.param_groups, names, strict=True):
                 group["params"] = [parameters[name] for name in ordered]
-
-
-def _trains(optimizer: torch.optim.Optimizer, network: nn.Module) -> bool:
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return any(id(parameter) in trained for parameter in network.parameters())
 
 
 def _check_alone(trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> None:

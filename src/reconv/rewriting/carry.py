@@ -58,7 +58,7 @@ def carry_optimizer(optimizer: Optimizer, before: nn.Module, after: nn.Module) -
         _regroup(group, names, heirs, new)
     fresh = []
     states = {name: optimizer.state.pop(parameter, None) for name, parameter in old.items()}
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = trained_by(optimizer)
     for name, parameter in new.items():
         if name in old and old[name].shape == parameter.shape and old[name].dtype == parameter.dtype:
             if states[name] is not None:
@@ -66,6 +66,11 @@ def carry_optimizer(optimizer: Optimizer, before: nn.Module, after: nn.Module) -
         elif id(parameter) in trained:
             fresh.append(name)
     return tuple(fresh)
+
+
+def trained_by(optimizer: Optimizer) -> set[int]:
+    """The ids of its parameters."""
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _parameters(model: nn.Module) -> Parameters:
@@ -77,7 +82,7 @@ def _check(optimizer: Optimizer, old: Mapping[str, nn.Parameter]) -> None:
         raise conv_error("carry_optimizer", "the optimizer must be one of torch.optim's kind, other than LBFGS",
                          got={"optimizer": type(optimizer).__name__}, do="Make a new one for the rewritten network.",
                          also=TypeError)  # fmt: skip
-    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    trained = trained_by(optimizer)
     if not any(id(parameter) in trained for parameter in old.values()):
         raise conv_error("carry_optimizer", "the optimizer must train parameters of `before`", also=ValueError,
                          got={"groups": len(optimizer.param_groups), "parameters": len(trained)},
