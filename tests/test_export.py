@@ -1,6 +1,7 @@
 """Exported files: plain operators, the same outputs in a process without reconv, or an error and no file."""
 
 import importlib.util
+import re
 
 import onnx
 import onnxruntime
@@ -8,6 +9,7 @@ import openvino
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from reconv.errors import ConvError
 from reconv.layers import build
@@ -49,6 +51,19 @@ class FixedBatch(nn.Module):
 
     def forward(self, image):
         return self.conv(image).reshape(1, 4, 35)
+
+
+class PerSample(nn.Module):
+    """Kernels of each sample's own: as many groups as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = nn.Linear(3, 4 * 3 * 9)
+
+    def forward(self, image):
+        batch = len(image)
+        kernels = self.kernels(image.mean((2, 3))).reshape(batch * 4, 3, 3, 3)
+        return F.conv2d(image.reshape(1, batch * 3, 7, 9), kernels, groups=batch).reshape(batch, 4, 5, 7)
 
 
 def moving(block: str) -> nn.Module:
@@ -106,6 +121,14 @@ def test_onnx_has_plain_nodes(tmp_path, block, inputs, settings, held, never):
     assert not never & report.ops.keys()
     assert report.opset == onnx.load(report.path).opset_import[0].version == settings.get("opset", 20)
     assert report.dynamic_batch
+
+
+@pytest.mark.parametrize("suffix, dynamic", [(".pt2", True), (".onnx", False)])
+def test_where_a_format_needs_the_batch_size_it_is_fixed(tmp_path, suffix, dynamic):
+    report = export(PerSample(), IMAGE, tmp_path / f"net{suffix}")
+    assert report.max_abs_error <= report.tolerance
+    assert report.dynamic_batch is dynamic
+    assert bool(re.match(r"the batch size is fixed at \d: \w+Error: ", report.note)) is not dynamic
 
 
 def test_openvino_reads_a_deformable_convolution_of_an_earlier_opset(tmp_path):

@@ -67,7 +67,7 @@ def test_a_fault_is_a_row_and_the_others_are_tried(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("step, wrong, said", [
     ("macs", ("summary", lambda model, x: type("S", (), {"rows": [], "total": row_of(1), "network": row_of(1)})()),
      "FlopCounterMode"),
-    ("exact", ("apply", lambda model, plan, x: nn.Conv2d(3, 4, 3)), "apart"),
+    ("exact", ("apply", lambda model, plan, x: nn.Conv2d(3, 4, 3, dtype=x.dtype)), "apart"),
 ])  # fmt: skip
 def test_what_is_wrong_is_seen(monkeypatch: pytest.MonkeyPatch, step: str, wrong: Any, said: str) -> None:
     monkeypatch.setattr(zoo.reconv, *wrong)

@@ -72,15 +72,9 @@ def export(
     copied = clone(model).cpu().eval()
     with quiet(), torch.no_grad():
         expected = _tensors(copied(*inputs))
-        with exported_as_deform_conv(opset is not None and opset >= DEFORM_CONV_OPSET):
-            program, note = _program(copied, inputs)
         with replacing(path) as part:
-            try:
-                ops = file_format.write(program, part, opset)
-            except ConvError:
-                raise
-            except Exception as error:
-                raise _inexpressible(program, error) or _failed(model, error) from error
+            with exported_as_deform_conv(opset is not None and opset >= DEFORM_CONV_OPSET):
+                ops, note = _written(file_format, copied, inputs, part, opset)
             _check_ops(ops)
             got = _run_elsewhere(file_format, part, inputs)
             try:
@@ -90,16 +84,26 @@ def export(
     return ExportReport(path, apart, tolerance, ops, not note, note, opset)
 
 
-def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[ExportedProgram, str]:
-    """The traced network: for any batch size, or for the given one and why."""
+def _written(file_format: type[Onnx] | type[Pt2], model: nn.Module, inputs: tuple[Tensor, ...], part: Path,
+             opset: int | None) -> tuple[dict[str, int], str]:  # fmt: skip
+    """Writes the network for any batch size, or for the given one; the operators, and why not for any."""
     try:
-        return _traced(model, _two_batches(inputs), _any_batch(inputs)), ""
+        program = _traced(model, _two_batches(inputs), _any_batch(inputs))
+        return file_format.write(program, part, opset), ""
+    except ConvError:
+        raise
     except Exception as error:
-        reason = _one_line(error)
+        reason = _one_line(_first(error))
     try:
-        return _traced(model, inputs, None), f"the batch size is fixed at {len(inputs[0])}: {reason}"
+        program = _traced(model, inputs, None)
     except Exception as error:
         raise _failed(model, error) from error
+    try:
+        return file_format.write(program, part, opset), f"the batch size is fixed at {len(inputs[0])}: {reason}"
+    except ConvError:
+        raise
+    except Exception as error:
+        raise _inexpressible(program, error) or _failed(model, error) from error
 
 
 def _traced(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> ExportedProgram:
@@ -242,9 +246,7 @@ def _inexpressible(program: ExportedProgram, error: BaseException) -> ConvError 
     found = re.search(r"call_function\[target=(?:torch\.ops\.)?([\w.:]+)", str(error.__cause__ or error))
     if found is None:
         return None
-    operator = found[1]
-    while error.__cause__ is not None:  # the first cause is the reason
-        error = error.__cause__
+    operator, error = found[1], _first(error)
     sites = _callers(program, operator) or _callers(program.run_decompositions(), operator)
     return conv_error("export", "ONNX must have each operator of the network", also=RuntimeError,
                       got={"operator": operator, "sites": ", ".join(sites) or "unknown",
@@ -257,6 +259,13 @@ def _callers(program: ExportedProgram, operator: str) -> list[str]:
     last = [list(stack.values())[-1] for stack in stacks if stack]
     paths = [path.partition("@")[0] or str(kind).rpartition(".")[2] for path, kind in last]
     return list(dict.fromkeys(paths))
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first cause, which is the reason."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _failed(model: nn.Module, error: Exception) -> ConvError:
