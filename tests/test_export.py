@@ -8,8 +8,8 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from nets import let_torchvision_import
 from torch import nn
-from torch.nn import functional as F
 
 from reconv.errors import ConvError
 from reconv.layers import build
@@ -54,16 +54,17 @@ class FixedBatch(nn.Module):
 
 
 class PerSample(nn.Module):
-    """Kernels of each sample's own: as many groups as there are samples."""
+    """Kernels of each sample's own: as many groups as there are samples (CondConv: Yang et al. 2019, 1904.04971)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels = nn.Linear(3, 4 * 3 * 9)
+        let_torchvision_import()
+        from timm.layers import CondConv2d
+
+        self.mix, self.conv = nn.Linear(3, 2), CondConv2d(3, 4, 3, num_experts=2)
 
     def forward(self, image):
-        batch = len(image)
-        kernels = self.kernels(image.mean((2, 3))).reshape(batch * 4, 3, 3, 3)
-        return F.conv2d(image.reshape(1, batch * 3, 7, 9), kernels, groups=batch).reshape(batch, 4, 5, 7)
+        return self.conv(image, self.mix(image.mean((2, 3))))
 
 
 def moving(block: str) -> nn.Module:
