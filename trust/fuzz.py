@@ -42,6 +42,8 @@ import told
 from reconv.ops.native import native_isa
 
 CHUNK = {"ops": 2000, "networks": 50}  # cases a process
+PART = {"ops": 50, "networks": 5}  # cases that are told together
+MINUTES = 5  # without an answer, the one that is tried has failed
 EVERY = 100  # networks: how many to an export
 SAID = {
     "call": "random convolutions and transposed convolutions by the functional entrances, all gradients, against float64",
@@ -73,12 +75,12 @@ def work(what: str, seeds: list[int], at: Any, channel: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found: list[Tried] = []
-    with fuzzed.every_way(), tempfile.TemporaryDirectory() as cache:
+    with fuzzed.every_way(), fuzzed_networks.nothing_remembered(), tempfile.TemporaryDirectory() as cache:
         os.environ["RECONV_CACHE"] = cache
         for place, seed in enumerate(seeds):
             at.value = place
             found.append(one(what, seed))
-            if len(found) == 50 or place + 1 == len(seeds):
+            if len(found) == PART[what] or place + 1 == len(seeds):
                 channel.send(found)
                 found = []
     channel.close()
@@ -104,8 +106,12 @@ def tried(what: str, seeds: list[int]) -> Iterator[list[Tried]]:
         process.start()
         theirs.close()
         done: set[int] = set()
+        late = ""
         try:
             while True:
+                if not mine.poll(MINUTES * 60):
+                    late = f"no answer in {MINUTES} minutes"
+                    process.kill()
                 part = mine.recv()
                 done |= {seed for _, seed, _, _ in part}
                 yield part
@@ -113,7 +119,8 @@ def tried(what: str, seeds: list[int]) -> Iterator[list[Tried]]:
             process.join()
         if process.exitcode:
             seed = seeds[at.value]
-            yield [(CASES[what](seed)[0], seed, f"the process ended with {process.exitcode}", Counter())]
+            reason = late or f"the process ended with {process.exitcode}"
+            yield [(CASES[what](seed)[0], seed, reason, Counter())]
             done.add(seed)
         seeds = [seed for seed in seeds if seed not in done]
 
