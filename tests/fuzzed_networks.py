@@ -18,7 +18,7 @@ from unittest.mock import patch
 
 import torch
 from fakes import FakeTarget
-from fuzzed import Wrong
+from fuzzed_folds import Wrong
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -145,8 +145,8 @@ def drawn(r: Random) -> Made:
     grown.plain()
     for _ in range(r.randint(1, 4)):
         grown.grow()
-    return Made(tuple(grown.steps), shape, r.random() < 0.6, r.random() < 0.2, r.choice(("float32",) * 3 + ("float64",)),
-                r.randint(0, 999))  # fmt: skip
+    dtype = r.choice(("float32", "float32", "float32", "float64"))
+    return Made(tuple(grown.steps), shape, r.random() < 0.6, r.random() < 0.2, dtype, r.randint(0, 999))
 
 
 class _Growing:
@@ -178,8 +178,10 @@ class _Growing:
         out = out or r.choice((2, 3, 4, 6, 8, 9, 12))
         groups = r.choice([g for g in (1, 1, 1, 2, 3, 4, self.channels) if self.channels % g == 0 and out % g == 0])
         mode = r.choice(("zeros",) * 5 + ("reflect", "replicate", "circular"))
-        return ConvSpec(in_channels=self.channels, out_channels=out, kernel_size=tuple(kernel), stride=stride,
-                        padding=pads, dilation=dilation, groups=groups, bias=r.random() < 0.5, padding_mode=mode)  # fmt: skip
+        return ConvSpec(
+            in_channels=self.channels, out_channels=out, kernel_size=tuple(kernel), stride=stride, padding=pads,
+            dilation=dilation, groups=groups, bias=r.random() < 0.5, padding_mode=mode,
+        )  # fmt: skip
 
     def conv(self, spec: ConvSpec) -> None:
         self.add(f"conv {spec}")
@@ -265,9 +267,11 @@ class _Growing:
         if max(self.sizes) <= 8:
             dims, r = len(self.sizes), self.r
             kernel = tuple(r.choice((2, 3, 4)) for _ in range(dims))
-            spec = ConvSpec(in_channels=self.channels, out_channels=r.choice((2, 3, 4, 6)), kernel_size=kernel, stride=2,
-                            padding=tuple(r.randint(0, (k - 1) // 2) for k in kernel), transposed=True,
-                            output_padding=tuple(r.randint(0, 1) for _ in range(dims)), bias=r.random() < 0.5)  # fmt: skip
+            spec = ConvSpec(
+                in_channels=self.channels, out_channels=r.choice((2, 3, 4, 6)), kernel_size=kernel, stride=2,
+                padding=tuple(r.randint(0, (k - 1) // 2) for k in kernel), transposed=True,
+                output_padding=tuple(r.randint(0, 1) for _ in range(dims)), bias=r.random() < 0.5,
+            )  # fmt: skip
             if min(self.sizes) > 1:
                 self.conv(spec)
 

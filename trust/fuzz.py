@@ -4,7 +4,7 @@
 
 Each seed is one case: a call of an op (tests/fuzzed.py), or a network that goes through the whole of reconv
 (tests/fuzzed_networks.py). What the file has of the same versions is added to, so that several sessions, each with
-seeds of its own, make one table; seeds that were tried before are passed over, those that failed can be tried `--again`.
+seeds of its own, make one table. Seeds that were tried are passed over, those that failed can be tried `--again`.
 RECONV_ISA=avx2 or baseline tries the kernels of another instruction set, in rows of their own.
 
 Cases run in a child process, so that one that ends the process is a failure as well.
@@ -34,8 +34,10 @@ from typing import Any
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "tests")]
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import fuzzed
+import fuzzed_folds
 import fuzzed_networks
 import told
 
@@ -46,7 +48,7 @@ PART = {"ops": 50, "networks": 5}  # cases that are told together
 MINUTES = 5  # without an answer, the one that is tried has failed
 EVERY = 100  # networks: how many to an export
 SAID = {
-    "call": "random convolutions and transposed convolutions by the functional entrances, all gradients, against float64",
+    "call": "random convolutions and transposed convolutions by the functional entrances and their gradients",
     "kernels": "random convolutions by every kernel that serves them, forward and both gradients, against float64",
     "separable": "random separable convolutions, by the entrance and by the native kernel, against float64",
     "deform": "random deformable convolutions, all gradients, against float64",
@@ -59,7 +61,7 @@ Tried = tuple[str, int, str | None, Counter[str]]  # kind of case, seed, why it 
 
 def op_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
     call = fuzzed.drawn(Random(seed))
-    return call.kind, lambda: fuzzed.check(call)
+    return call.kind, lambda: fuzzed_folds.check(call)
 
 
 def network_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
@@ -75,7 +77,7 @@ def work(what: str, seeds: list[int], at: Any, channel: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found: list[Tried] = []
-    with fuzzed.every_way(), fuzzed_networks.nothing_remembered(), tempfile.TemporaryDirectory() as cache:
+    with fuzzed_folds.every_way(), fuzzed_networks.nothing_remembered(), tempfile.TemporaryDirectory() as cache:
         os.environ["RECONV_CACHE"] = cache
         for place, seed in enumerate(seeds):
             at.value = place
@@ -92,8 +94,9 @@ def one(what: str, seed: int) -> Tried:
         return kind, seed, None, run()
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:1500]} ({Path(where.filename).name}:{where.lineno})"
-        return kind, seed, reason, Counter()
+        said = " ".join(str(error).split())[:1500]
+        at = f"{Path(where.filename).name}:{where.lineno}"
+        return kind, seed, f"{type(error).__name__}: {said} ({at})", Counter()
 
 
 def tried(what: str, seeds: list[int]) -> Iterator[list[Tried]]:
