@@ -7,6 +7,7 @@ hundreds of thousands. Its text is its own repro: `check(Call(...))` of fuzzed_f
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from random import Random
@@ -85,6 +86,7 @@ USUAL = ("contiguous", "contiguous", "channels_last")
 # -- drawing a call -------------------------------------------------------------------------------
 CHANNELS = (1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 15, 16, 17, 18, 24, 31, 32, 33, 48, 63, 65)
 KERNEL = {1: (1, 2, 3, 3, 4, 5, 7, 9, 16, 31), 2: (1, 1, 2, 3, 3, 3, 4, 5, 7), 3: (1, 2, 3, 3)}
+RULED = (11, 12, 13)  # sizes of the input for a rule
 LONGEST = {1: 150, 2: 24, 3: 9}
 
 
@@ -112,6 +114,7 @@ _DTYPES = {
     "deform": ("float32", "float64"),
     "layer": ("float32", "float64"),
     "mistake": ("float32", "float64"),
+    "rule": ("float64",),
 }
 
 
@@ -242,6 +245,18 @@ def _same(r: Random, dims: int, channels: int) -> tuple[str, int]:
     return str(spec), out
 
 
+def _for_rules(r: Random) -> tuple[Block, tuple[int, ...]]:
+    """So small that a rule can try all that it offers."""
+    while True:
+        spec = spec_of(r)
+        shape = (2, spec.in_channels, *RULED[: spec.spatial_dims])
+        small = max(spec.in_channels, spec.out_channels) <= 18 and prod(spec.kernel_size) <= 30
+        with suppress(ConvError):
+            small = small and all(_least(spec, axis) <= 7 for axis in range(spec.spatial_dims))
+            if small and prod(spec.weight_shape) <= 3000 and min(output_shape(spec, shape)) > 0:
+                return spec, shape
+
+
 BLOCKS: dict[str, Callable[[Random], tuple[Block, tuple[int, ...]]]] = {
     "call": lambda r: sized(r, lambda r: spec_of(r, plain=r.random() < 0.8)),
     "kernels": lambda r: sized(r, lambda r: spec_of(r, plain=True)),
@@ -249,6 +264,7 @@ BLOCKS: dict[str, Callable[[Random], tuple[Block, tuple[int, ...]]]] = {
     "deform": lambda r: sized(r, _deform),
     "layer": lambda r: sized(r, _layer),
     "mistake": lambda r: sized(r, lambda r: spec_of(r, plain=True)),
+    "rule": _for_rules,
 }
 KINDS = tuple(BLOCKS)
 OFTEN = ("call",) * 4 + ("kernels",) * 4 + ("separable", "deform", "layer", "mistake")

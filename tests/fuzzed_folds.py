@@ -18,6 +18,8 @@ from unittest.mock import patch
 import torch
 from cases import fill
 from fuzzed import DTYPES, VIEWS, Call
+from handmade import distance, make_site, run
+from test_rules_random import check as stand_in
 from torch import Tensor, nn
 
 from reconv import functional
@@ -29,6 +31,7 @@ from reconv.ops.fft import FFT
 from reconv.ops.kernel import TORCH, Kernel, conv_by_torch, torch_run, transposed_by_torch
 from reconv.ops.native import native_isa
 from reconv.ops.problem import Problem
+from reconv.ruleset import RULES, Rule
 from reconv.spec import Chain, ConvSpec, Deform, convs, output_shape, parse
 
 
@@ -95,7 +98,8 @@ def every_way() -> Iterator[None]:
     here = (native_isa(),)
     with (patch("reconv.ops.direct.MEASURED", here), patch("reconv.ops.deform_native.MEASURED", here),
           patch("reconv.ops.separable_native.MEASURED", here), patch("reconv.ops.ways.OVERHEAD_MS", -1.0),
-          patch("reconv.ops.dispatch.CALL_MS", 0.0)):  # fmt: skip
+          patch("reconv.ops.dispatch.CALL_MS", 0.0),
+          patch("reconv.ruleset.kernel._gains", lambda *_: True)):  # fmt: skip
         ways.forget()
         yield
     ways.forget()
@@ -458,7 +462,47 @@ _MISTAKES: dict[str, tuple[Callable[[Random, Any], Any], ...]] = {
 }  # fmt: skip
 
 
+# -- rules ----------------------------------------------------------------------------------------
+RULES_TRIED = [rule for rule in RULES if rule.group != "denser"]
+
+
+def ruled(call: Call) -> Iterator[str]:
+    """Each of some rules refuses with a reason, or what it offers stands in the convolution's place, as near as it says."""
+    spec = ConvSpec.parse(call.block)
+    for step in (0, 9, 17):
+        rule = RULES_TRIED[(call.seed + step) % len(RULES_TRIED)]
+        stand_in(rule, spec)
+        yield rule.name
+        if rule.group == "smaller" and rule.name != "prune_channels":  # that needs a network
+            yield from _as_near_as_it_says(call, rule, spec)
+
+
+def _as_near_as_it_says(call: Call, rule: Rule, spec: ConvSpec) -> Iterator[str]:
+    """The response to one-hot inputs holds every weight once, so its relative error is that of the weights; that to
+    zeros is the bias.
+    """
+    pads = [(d * (k - 1),) * 2 for d, k in zip(spec.dilation, spec.kernel_size, strict=True)]
+    once = spec.replace(padding=0) if spec.transposed else spec.replace(padding=pads, stride=1, padding_mode="zeros")
+    site = make_site(once)
+    if rule.refuse(site):
+        return
+    channels = once.in_channels
+    one_hot = torch.eye(channels, dtype=torch.float64).reshape(channels, channels, *[1] * once.spatial_dims)
+    nothing = torch.zeros_like(one_hot)
+    offered = list(rule.propose(site))
+    for proposal in offered[:: max(1, len(offered) // 4)]:
+        weights = rule.init(site, proposal)
+        was, now = (run(block, tensors, one_hot) - run(block, tensors, nothing) for block, tensors in
+                    ((site.block, site.tensors), (proposal.block, weights.tensors)))  # fmt: skip
+        if abs(distance(was, now) - weights.error) > 1e-8:
+            raise Wrong(f"{proposal.block} is {distance(was, now)} apart, said to be {weights.error}: {call}")
+        if not torch.allclose(run(proposal.block, weights.tensors, nothing), run(site.block, site.tensors, nothing)):
+            raise Wrong(f"{proposal.block} has another bias: {call}")
+        yield f"{rule.name} as near as it says"
+
+
 FOLDS: dict[str, Callable[[Call], Iterable[str]]] = {
     "call": entrance, "kernels": each_kernel, "separable": separated, "deform": deformed, "layer": layered,
     "mistake": mistaken,
+    "rule": ruled,
 }  # fmt: skip

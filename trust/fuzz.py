@@ -1,8 +1,8 @@
 """Random calls and random networks at scale: the properties of tests/test_fuzzed.py, tried until they fail.
 
-    python trust/fuzz.py [--ops N] [--networks N] [--seconds S] [--seed FIRST] [--again]
+    python trust/fuzz.py [--ops N] [--rules N] [--networks N] [--seconds S] [--seed FIRST] [--again]
 
-Each seed is one case: a call of an op (tests/fuzzed.py), or a network that goes through the whole of reconv
+Each seed is one case: a call of an op or a rule (tests/fuzzed.py), or a network that goes through the whole of reconv
 (tests/fuzzed_networks.py). What the file has of the same versions is added to, so that several sessions, each with
 seeds of its own, make one table. Seeds that were tried are passed over, those that failed can be tried `--again`.
 RECONV_ISA=avx2 or baseline tries the kernels of another instruction set, in rows of their own.
@@ -43,8 +43,8 @@ import told
 
 from reconv.ops.native import native_isa
 
-CHUNK = {"ops": 2000, "networks": 50}  # cases a process
-PART = {"ops": 50, "networks": 5}  # cases that are told together
+CHUNK = {"ops": 2000, "rules": 500, "networks": 50}  # cases a process
+PART = {"ops": 50, "rules": 10, "networks": 5}  # cases that are told together
 MINUTES = 5  # without an answer, the one that is tried has failed
 EVERY = 100  # networks: how many to an export
 SAID = {
@@ -54,6 +54,7 @@ SAID = {
     "deform": "random deformable convolutions, all gradients, against float64",
     "layer": "random blocks as layers, against the reference in NumPy",
     "mistake": "random wrong calls: an error of PyTorch's type, or PyTorch's result",
+    "rule": "random convolutions under every rule: refused, or replaced by what is as near as the rule says",
     "network": "random networks through summary, plan, apply, save and load",
 }
 Tried = tuple[str, int, str | None, Counter[str]]  # kind of case, seed, why it failed, what was compared
@@ -68,18 +69,26 @@ def network_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
     return "network", lambda: fuzzed_networks.check(fuzzed_networks.drawn(Random(seed)), exports=seed % EVERY == 0)
 
 
-CASES = {"ops": op_case, "networks": network_case}
+def rule_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
+    call = fuzzed.drawn(Random(seed), "rule")
+    return call.kind, lambda: fuzzed_folds.check(call)
+
+
+CASES = {"ops": op_case, "rules": rule_case, "networks": network_case}
 
 
 # -- in a child process ---------------------------------------------------------------------------
 def work(what: str, seeds: list[int], at: Any, channel: Any) -> None:
     """Tries the seeds; `at` holds the place of the one that is tried."""
+    parent = os.getppid()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found: list[Tried] = []
     with fuzzed_folds.every_way(), fuzzed_networks.nothing_remembered(), tempfile.TemporaryDirectory() as cache:
         os.environ["RECONV_CACHE"] = cache
         for place, seed in enumerate(seeds):
+            if os.getppid() != parent:  # it was stopped
+                return
             at.value = place
             found.append(one(what, seed))
             if len(found) == PART[what] or place + 1 == len(seeds):
@@ -184,6 +193,7 @@ def spans(numbers: set[int]) -> list[list[int]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ops", type=int, default=0)
+    parser.add_argument("--rules", type=int, default=0)
     parser.add_argument("--networks", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
