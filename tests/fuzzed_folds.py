@@ -467,7 +467,7 @@ RULES_TRIED = [rule for rule in RULES if rule.group != "denser"]
 
 
 def ruled(call: Call) -> Iterator[str]:
-    """Each of some rules refuses with a reason, or what it offers stands in the convolution's place, as near as it says."""
+    """Each of some rules refuses with a reason, or offers what stands in the place, as near as it says."""
     spec = ConvSpec.parse(call.block)
     for step in (0, 9, 17):
         rule = RULES_TRIED[(call.seed + step) % len(RULES_TRIED)]
