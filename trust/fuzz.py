@@ -1,6 +1,6 @@
 """Random calls and random networks at scale: the properties of tests/test_fuzzed.py, tried until they fail.
 
-    python trust/fuzz.py [--ops N] [--rules N] [--networks N] [--seconds S] [--seed FIRST] [--again]
+    python trust/fuzz.py [--ops N] [--rules N] [--networks N] [--seconds S] [--seed FIRST] [--again] [--merge FILE ...]
 
 Each seed is one case: a call of an op or a rule (tests/fuzzed.py), or a network that goes through the whole of reconv
 (tests/fuzzed_networks.py). What the file has of the same versions is added to, so that several sessions, each with
@@ -20,6 +20,7 @@ import os
 os.environ |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}  # threads that spin keep each other from working
 
 import argparse
+import json
 import multiprocessing
 import sys
 import tempfile
@@ -45,7 +46,7 @@ from reconv.ops.native import native_isa
 
 CHUNK = {"ops": 2000, "rules": 500, "networks": 50}  # cases a process
 PART = {"ops": 50, "rules": 10, "networks": 5}  # cases that are told together
-MINUTES = 5  # without an answer, the one that is tried has failed
+MINUTES = 30  # without an answer, the one that is tried has failed
 EVERY = 100  # networks: how many to an export
 SAID = {
     "call": "random convolutions and transposed convolutions by the functional entrances and their gradients",
@@ -172,6 +173,23 @@ class Table:
         }
         self.seeds[key] = spans(every)
 
+    def merge(self, path: Path) -> None:
+        """Adds what another run of the same versions found, of seeds that were not tried here."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["versions"] != told.versions():
+            raise ValueError(f"fuzz: {path} must be of {told.versions()}, not {data['versions']}.")
+        for key, ranges in data["seeds"].items():
+            mine, theirs = ({s for low, high in r for s in range(low, high)} for r in (self.seeds.get(key, []), ranges))
+            if mine & theirs:
+                raise ValueError(f"fuzz: {path} must have other seeds of {key}; {len(mine & theirs)} are the same.")
+            self.seeds[key] = spans(mine | theirs)
+            self.failed.setdefault(key, {}).update(data["failed"].get(key, {}))
+        for row in data["rows"]:
+            known = self.rows.setdefault((row["kind"], row["isa"]), {**row, "tried": 0, "failures": 0, "compared": {}})
+            known["tried"] += row["tried"]
+            known["failures"] += row["failures"]
+            known["compared"] = dict(Counter(known["compared"]) + Counter(row["compared"]))
+
     def keep(self) -> None:
         rows = [row | {"compared": dict(sorted(row["compared"].items()))} for row in self.rows.values()]
         rows = [row | {"comparisons": sum(row["compared"].values())} for row in rows]
@@ -198,8 +216,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="first those that failed")
+    parser.add_argument("--merge", type=Path, nargs="*", default=[], help="results of other runs, added first")
     given = parser.parse_args()
     table, end = Table(), time.monotonic() + given.seconds
+    for path in given.merge:
+        table.merge(path)
     for what in CASES:
         seeds = table.new(what, given.seed, getattr(given, what))
         seeds = (table.again(what) if given.again else []) + seeds
