@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from reconv import functional
 from reconv.commands.options import _read_yaml
 from reconv.errors import ConvError
-from reconv.ops import ways
+from reconv.ops import problem, ways
+from reconv.ops.dispatch import DIRECT, KERNELS
+from reconv.ops.kernel import TORCH
 from reconv.planning.plan import Plan
 from reconv.rewriting.store import read_config
 from reconv.spec import output_shape, parse
@@ -82,6 +84,16 @@ def test_what_is_no_weight_or_number_is_told(wrong, name):
     with pytest.raises(ConvError, match=f"^{name}: {next(iter(wrong))} must be") as caught:
         getattr(functional, name)(**given)
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("text, shape", [
+    ("ic28oc4k5x3s1x2p2x5d1x2g4", (3, 28, 13, 1)), ("ic2oc4k1x1x1s1x1x2p0x0x1g2", (1, 2, 2, 1, 1)),
+])  # fmt: skip
+def test_no_detour_leads_where_onednn_crashes(text, shape):
+    known = problem.of_spec(parse(text), shape, False, torch.float32, 1)
+    for asked in (known, *problem.gradients(known, known.y_stride)):
+        assert all(kernel in (TORCH, DIRECT) or not kernel.foreign or "oneDNN" in kernel.refuse(asked)
+                   for kernel in KERNELS[asked.op])  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["se(2)", "shuffle(2)", "relu", "(relu | relu)", "ic1oc1k1", "pixel_shuffle(2)"])
