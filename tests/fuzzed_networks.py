@@ -77,8 +77,7 @@ class Net(nn.Module):
             self.head = nn.LazyLinear(3)
         generator = torch.Generator().manual_seed(made.seed)
         with torch.no_grad():
-            self(torch.zeros(made.shape))
-            self.eval()
+            self.eval()(torch.zeros(made.shape))
             for name, tensor in self.state_dict().items():
                 if tensor.is_floating_point():
                     tensor.copy_(_start(name, tensor, generator))
