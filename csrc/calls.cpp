@@ -102,13 +102,23 @@ bool read(PyObject *const *given, Call &call) {
   return true;
 }
 
+// To Python 1.0 and True equal 1, which PyTorch does not take for it.
+bool same_types(PyObject *a, PyObject *b) {
+  if (Py_TYPE(a) != Py_TYPE(b))
+    return false;
+  for (Py_ssize_t i = 0, size = PyTuple_Check(a) ? PyTuple_Size(a) : 0; i < size; ++i)
+    if (!same_types(PyTuple_GetItem(a, i), PyTuple_GetItem(b, i)))
+      return false;
+  return true;
+}
+
 bool same(const Call &a, const Call &b) {
   if (a.hash != b.hash || a.count != b.count || std::memcmp(a.numbers, b.numbers, a.count * sizeof(std::int64_t)) != 0)
     return false;
   const int equal = a.settings == b.settings ? 1 : PyObject_RichCompareBool(a.settings, b.settings, Py_EQ);
   if (equal < 0)
     PyErr_Clear();
-  return equal == 1;
+  return equal == 1 && same_types(a.settings, b.settings);
 }
 
 // Where the call stands, or the free place for it.

@@ -10,8 +10,10 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-settings.register_profile("reconv", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
-settings.load_profile("reconv")
+# `ci` takes minutes, `deep` hours: HYPOTHESIS_PROFILE=deep, or pytest --hypothesis-profile=deep
+settings.register_profile("ci", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
+settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=10_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(scope="session", autouse=True)

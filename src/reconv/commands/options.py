@@ -47,7 +47,7 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
 
     try:
         held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise conv_error("config", "the file must be readable YAML",
                          got={"file": path, "error": repr(" ".join(str(error).split()))}) from error  # fmt: skip
     if not isinstance(held, dict | None):

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from reconv.errors import ConvError, conv_error, error_type
 from reconv.ops import deform_native
 from reconv.ops.dispatch import autocasts
+from reconv.ops.problem import are_numbers
 from reconv.spec import ConvSpec, output_shape
 from reconv.spec.geometry import axis_length
 
@@ -231,16 +232,9 @@ def _checked(dims: int, tensors: dict[str, Tensor], settings: dict[str, Any]) ->
     """The convolution that the arguments describe, once they fit each other."""
     _check_tensors(dims, tensors)
     shapes = {key: value.shape for key, value in tensors.items()}
-    if torch.compiler.is_compiling() or not _are_numbers([*shapes.values(), *settings.values()]):
+    if torch.compiler.is_compiling() or not are_numbers([*shapes.values(), *settings.values()]):
         return _described(dims, shapes, settings)
     return _described_before(dims, tuple(shapes.items()), tuple(settings.items()))
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    """Whether these are integers and words, or tuples of them: not what PyTorch puts for a size while it traces, and
-    nothing that only equals an integer.
-    """
-    return all(type(v) is int or type(v) is str or (isinstance(v, tuple) and _are_numbers(v)) for v in values)
 
 
 @lru_cache(maxsize=4096)

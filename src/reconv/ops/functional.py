@@ -285,6 +285,8 @@ def _broken(name: str, dims: int, input: Any, weight: Any, bias: Any, settings: 
         yield conv_error(name, f"input must be (N, C_in, *spatial) or (C_in, *spatial) with {dims} spatial axes",
                          got={"input": _shape(input)})  # fmt: skip
     groups, channels = settings["groups"], input.shape[-dims - 1]
+    if not hasattr(groups, "__index__"):
+        yield conv_error(name, "groups must be an integer", got={"groups": groups})
     out_channels = weight.shape[1] * groups if settings["transposed"] else weight.shape[0]
     spec = ConvSpec(in_channels=channels, out_channels=out_channels, kernel_size=tuple(weight.shape[2:]),
                     bias=bias is not None, **settings)  # fmt: skip

@@ -124,11 +124,21 @@ TORCH = Kernel("torch", torch_run, lambda problem: None, foreign=True)
 
 
 # -- the router: PyTorch by a detour that can be the shorter way ----------------------------------
+BEYOND = "windows lie in the padding alone, on which oneDNN may crash"
+
+
+def _padded_beyond(problem: Problem) -> bool:
+    each = zip(problem.padding, problem.dilation, problem.w[2:], strict=True)
+    return any(max(pair) > d * (k - 1) for pair, d, k in each)
+
+
 def _refuse_onednn(problem: Problem) -> str | None:
     if problem.op != "forward" or problem.transposed:
         return "it computes nothing but the forward pass"
     if problem.dtype != torch.float32:
         return "the dtype must be torch.float32"
+    if _padded_beyond(problem):
+        return BEYOND
     return None if torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available() else "oneDNN is switched off"
 
 
@@ -177,6 +187,8 @@ def _relaid(problem: Problem) -> Run:
 
 def _refuse_relaid(problem: Problem) -> str | None:
     """In bfloat16 channels_last PyTorch 2.13 gives wrong gradients to the weights of dilated groups."""
+    if _padded_beyond(problem):
+        return BEYOND
     return None if problem.dtype in (torch.float32, torch.float64) else "the dtype must be float32 or float64"
 
 

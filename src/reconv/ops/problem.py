@@ -171,6 +171,13 @@ def _numbers(value: Any, dims: int) -> Shape | None:
     return tuple(value) * (dims if len(value) == 1 else 1) if len(value) in (1, dims) else None
 
 
+def are_numbers(values: Sequence[Any]) -> bool:
+    """Whether these are integers and words, or tuples of them: not what PyTorch puts for a size while it traces, and
+    nothing that only equals an integer.
+    """
+    return all(type(v) is int or type(v) is str or (isinstance(v, tuple) and are_numbers(v)) for v in values)
+
+
 def _pads(padding: Any, kernel: Sequence[int], dilation: Shape) -> Pads | None:
     """(lo, hi) for each axis. Of an odd number "same" puts the larger half last, as torch does."""
     if padding == "valid":

@@ -13,7 +13,7 @@ from reconv.ops import problem as problems
 from reconv.ops.dispatch import ORDINARY, alike, choose, saving_ms, worth_a_call
 from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Run, conv_by_torch, transposed_by_torch
 from reconv.ops.native import calls
-from reconv.ops.problem import Problem, channels_innermost, has_sides
+from reconv.ops.problem import Problem, are_numbers, channels_innermost, has_sides
 
 OVERHEAD_MS = 0.03  # of a torch.autograd.Function, forward and backward
 
@@ -128,7 +128,9 @@ def learned(settings: tuple[Any, ...], threads: int, input: Tensor, weight: Tens
     Args:    settings: (dims, stride, padding, dilation, groups), or of a transposed convolution (dims, stride, padding,
              dilation, output padding, groups).
     """
-    if not alike(input, weight, bias) or weight.layout is not torch.strided:
+    if weight is None or not alike(input, weight, bias) or weight.layout is not torch.strided:
+        return None
+    if not are_numbers(settings):  # 1.0 would be remembered for 1
         return None
     tensors = (input.shape, input.stride(), weight.shape, weight.stride(), bias is not None)
     dims, *others = settings

@@ -225,7 +225,7 @@ def read_plan_json(path: str | Path) -> Any:
     """What a file holds; raises ConvError where it is no JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _wrong("the file must hold a plan as JSON", {"path": path, "error": repr(str(error))}) from error
 
 

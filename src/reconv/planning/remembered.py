@@ -41,7 +41,7 @@ class Remembered:
             if self.path is not None and self.path.exists():
                 held = json.loads(self.path.read_text(encoding="utf-8"))
                 self.known = held if isinstance(held, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             pass
 
     def get(self, *key: object) -> Any:

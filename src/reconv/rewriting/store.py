@@ -209,7 +209,7 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise conv_error("load", "the file must be readable JSON", got={"file": path, "error": repr(str(error))},
                          also=ValueError) from error  # fmt: skip
     if not isinstance(data, dict):

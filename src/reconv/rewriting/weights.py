@@ -106,7 +106,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return tensors | {alias: tensors[name] for alias, name in aliases.items()}
     except FileNotFoundError as error:
         raise conv_error("weights", "the file must exist", got={"file": path}, also=FileNotFoundError) from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise conv_error("weights", "the file must be whole and safetensors",
                          got={"file": path, "error": repr(str(error))}, also=ValueError) from error  # fmt: skip
 

@@ -32,6 +32,9 @@ def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
              (1, 8, 4, 4)
     """
     shape = tuple(int(n) for n in input_shape)
+    if len(shape) < 2:
+        raise conv_error("output_shape", "the input must be (N, C, *spatial)", got={"input_shape": shape}, spec=block,
+                         also=RuntimeError)  # fmt: skip
     match block:
         case ConvSpec():
             return _conv_output(block, shape)
