@@ -29,7 +29,7 @@ test: lint docs sanitize browser
 
 # the case table of the kernels with every access and every operation checked
 sanitize: .venv/.ready
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DRECONV_SANITIZE=ON >/dev/null
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DRECONV_SANITIZE=address,undefined >/dev/null
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 RECONV_KERNELS=$(CURDIR)/build/sanitize/_kernels.so OMP_NUM_THREADS=2 \

@@ -10,12 +10,13 @@ from torch import nn
 
 from reconv.costing.summary import summary
 from reconv.errors import ConvError
+from reconv.files import replacing
 from reconv.layers import Absorbed, block_of
 from reconv.planning.edits import restructure
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.rewriting.apply import apply
 from reconv.rewriting.store import load, read_config, save_run, weights_hash
-from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
+from reconv.rewriting.weights import fit, read_weights, save_weights
 from reconv.spec import parse
 from reconv.surgery.fingerprint import structure_hash
 

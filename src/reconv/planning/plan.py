@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import write_text
 from reconv.planning.considered import Considered
 from reconv.planning.wishes import Wish, Wishes
 from reconv.shown import show
@@ -212,8 +213,8 @@ class Plan:
         return "{\n " + ",\n ".join(parts) + "\n}\n"
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON."""
-        Path(path).write_text(self.text(), encoding="utf-8")
+        """Writes the plan as JSON, whole or not at all."""
+        write_text(path, self.text())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reconv.drawing.flow import Moves
 from reconv.drawing.picture import Drawing, Wanted
 from reconv.errors import conv_error
+from reconv.files import write_bytes
 from reconv.spec import Block, Chain, ConvSpec, Deform, PixelShuffle, Shuffle, in_channels, output_shape, parse
 from reconv.spec.geometry import dimensions, receptive_field
 
@@ -61,7 +62,7 @@ def draw(
     drawing = Drawing(block, shape, wanted)
     text = drawing.svg()
     if path is not None:
-        Path(path).write_bytes(_encoded(drawing, text, suffix))
+        write_bytes(path, _encoded(drawing, text, suffix), "draw")
     return text
 
 

@@ -21,8 +21,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import replacing, told
 from reconv.ops.deform import DEFORM_CONV_OPSET, exported_as_deform_conv
-from reconv.rewriting.weights import replacing
 from reconv.surgery import clone, tensors_of
 from reconv.targets.exported import quiet
 
@@ -70,16 +70,17 @@ def export(
     file_format = FORMATS[path.suffix]
     opset = _opset(file_format, opset)
     _check_packages(file_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with told(path, "export"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     copied = clone(model).cpu().eval()
     with quiet(), torch.no_grad():
         expected = _tensors(copied(*inputs))
         with exported_as_deform_conv(opset is not None and opset >= DEFORM_CONV_OPSET):
             program, note = _program(copied, inputs)
-        with replacing(path) as part:
+        with replacing(path, "export") as part:
             try:
                 ops = file_format.write(program, part, opset)
-            except ConvError:
+            except (ConvError, OSError):
                 raise
             except Exception as error:
                 raise _inexpressible(program, error) or _failed(model, error) from error

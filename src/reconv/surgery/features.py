@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reconv.drawing.maps import Row, png
 from reconv.errors import conv_error
+from reconv.files import write_bytes
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
 from reconv.surgery.sites import ConvCall, chosen
@@ -57,7 +58,7 @@ class FeatureMaps(Mapping[str, Tensor]):
         if not isinstance(channels, int) or channels < 1:
             raise conv_error("feature_maps", "channels must be an integer >= 1", got={"channels": channels},
                              also=ValueError)  # fmt: skip
-        Path(path).write_bytes(self._drawn(channels))
+        write_bytes(path, self._drawn(channels), "feature_maps")
 
     def _drawn(self, channels: int) -> bytes:
         rows = [_row(name, self.calls[name], tensor, channels) for name, tensor in self.items()]
