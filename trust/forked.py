@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ def killed(job: Callable[[], object], after: float | None = None, at: int | None
     """
     if not (child := os.fork()):
         try:
-            sys.stderr = open(os.devnull, "w")
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
             if at is not None:
                 touches(lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == at else None)
             job()
@@ -93,8 +94,6 @@ def touches(tell: Callable[[int], object]) -> None:
         next_one()
         whole(handle)
 
-    import pathlib
-
-    pathlib.Path.write_bytes = in_halves(pathlib.Path.write_bytes)  # type: ignore[method-assign]
+    Path.write_bytes = in_halves(Path.write_bytes)  # type: ignore[method-assign]
     os.fsync = synchronised  # type: ignore[assignment]
     sys.addaudithook(hook)

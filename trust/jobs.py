@@ -19,8 +19,8 @@ from reconv.errors import ConvError
 from reconv.planning import remembered
 from reconv.planning.remembered import Remembered
 from reconv.rewriting import training
-from reconv.rewriting.checkpoint import FILE, read_checkpoint
-from reconv.rewriting.store import is_run, read_run, save_run
+from reconv.rewriting.checkpoint import read_checkpoint
+from reconv.rewriting.store import read_run, save_run
 from reconv.surgery import clone
 from reconv.targets import Timing
 from reconv.targets.cache import LatencyCache, default_path
@@ -37,7 +37,7 @@ OUT = "run"  # what a job writes, in its folder
 @dataclass(frozen=True)
 class Job:
     """Args:    what: a row of the table. before: makes what is there already. run: is killed. look: what is wrong with
-             what stands, or None. again: finishes it; what it gives must be what `before` and `again` alone give.
+    what stands, or None. again: finishes it; what it gives must be what `before` and `again` alone give.
     """
 
     what: str
@@ -103,8 +103,9 @@ def moved(net: nn.Module) -> float:
 
 def rewritten(folder: Path, resume: bool, seed: int = 3) -> str:
     training.SECONDS, training.SHARE = 0.0, 1e9
-    result = reconv.rewrite(network(), IMAGE, "macs=0.7", data(), TARGET, ("exact", "bottleneck", "separable"), epochs=4,
-                            stages=2, evaluate=moved, seed=seed, out=folder / OUT, resume=resume)  # fmt: skip
+    rules = ("exact", "bottleneck", "separable")
+    result = reconv.rewrite(network(), IMAGE, "macs=0.7", data(), TARGET, rules, epochs=4, stages=2, evaluate=moved,
+                            seed=seed, out=folder / OUT, resume=resume)  # fmt: skip
     return digest(result.model)
 
 
