@@ -59,8 +59,8 @@ def nothing(folder: Path) -> None:
 
 
 def litter(folder: Path) -> list[str]:
-    """What no finished job leaves."""
-    return [str(f.relative_to(folder)) for f in folder.rglob("*") if f.name.startswith(".")]
+    """What no finished job leaves in a run folder; what is left among the caches goes once there is enough of it."""
+    return [str(f.relative_to(folder)) for f in (folder / OUT).rglob("*") if f.name.startswith(".")]
 
 
 def tidy(folder: Path, result: str) -> str:

@@ -6,13 +6,14 @@ Each job runs in a process that is ended by SIGKILL: half of the times after a p
 other half where it is about to touch the disk (open to write, half of a file written, synchronise, rename, remove,
 make a folder), at a touch that is drawn evenly too. After each kill: plan, run folder and caches read as before the job
 or as after it, never as half of it; then the job is run again, with resume where it has that, and must give what it
-gives when nobody kills it, bit for bit. `--kills` of all jobs together. All of it follows from the seed but the moments
+gives when nobody kills it, bit for bit. `--kills` of all jobs together; rows of other jobs stay. All of it follows from the seed but the moments
 by the clock, which depend on the machine. Writes trust/results/kills.json: a row a job and kind of moment.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -28,7 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import jobs as j
 from forked import call, killed, touches
-from told import keep
+from told import held, keep
 
 WEIGHTS = {"recover": 5, "rewrite": 4, "rewrite over a run": 4, "save": 4, "plan": 3, "cache": 4, "export": 1}
 
@@ -147,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="another file for the rows")
     parser.add_argument("--jobs", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), metavar="NAME")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,7 +157,12 @@ def main() -> None:
     for name in asked.jobs:
         count = -(-asked.kills * WEIGHTS[name] // total)
         rows += kill(name, made()[name](), count, random.Random(f"{asked.seed} {name}"))
-    keep("kills", rows, seed=asked.seed, kills=sum(row["tried"] for row in rows))
+        if not asked.out:
+            fresh = {row["what"] for row in rows}
+            rows = [row for row in held("kills").get("rows", []) if row["what"] not in fresh] + rows
+            keep("kills", rows, seed=asked.seed, kills=sum(row["tried"] for row in rows))
+    if asked.out:
+        asked.out.write_text(json.dumps({"rows": rows}))
     if any(row["failures"] for row in rows):
         raise SystemExit(1)
 
