@@ -59,12 +59,13 @@ def maps(folder: Path) -> None:
 # what writes, and the file that its error names
 WRITERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a plan": (lambda f: LONG.save(f / "plan.json"), "plan.json"),
-    "a run": (run, "run"),
+    "a run": (run, ""),
     "a recovery": (recover, ""),
     "a log": (log, "log.jsonl"),
     "a drawing": (lambda f: reconv.draw("ic4oc8k3x3p1", f / "conv.svg"), "conv.svg"),
     "feature maps": (maps, "maps.png"),
-    "an export": (lambda f: reconv.export(nn.Conv2d(2, 3, 3), torch.zeros(1, 2, 5, 5), f / "net.pt2"), "net.pt2"),
+    "a .pt2": (lambda f: reconv.export(nn.Conv2d(64, 99, 3), torch.zeros(1, 64, 5, 5), f / "net.pt2"), "net.pt2"),
+    "an .onnx": (lambda f: reconv.export(nn.Conv2d(64, 99, 3), torch.zeros(1, 64, 5, 5), f / "net.onnx"), "net.onnx"),
 }
 
 

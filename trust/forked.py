@@ -26,9 +26,11 @@ def call(job: Callable[[], T]) -> T:
             told = (True, job())
         except BaseException:
             told = (False, traceback.format_exc())
-        with os.fdopen(forth, "wb") as pipe:
-            pickle.dump(told, pipe)
-        os._exit(0)
+        try:
+            with os.fdopen(forth, "wb") as pipe:
+                pickle.dump(told, pipe)
+        finally:  # whatever happens, there is one of us
+            os._exit(0)
     os.close(forth)
     with os.fdopen(back, "rb") as pipe:
         data = pipe.read()

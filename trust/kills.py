@@ -6,7 +6,8 @@ Each job runs in a process that is ended by SIGKILL: half of the times after a p
 other half where it is about to touch the disk (open to write, half of a file written, synchronise, rename, remove,
 make a folder), at a touch that is drawn evenly too. After each kill: plan, run folder and caches read as before the job
 or as after it, never as half of it; then the job is run again, with resume where it has that, and must give what it
-gives when nobody kills it, bit for bit. `--kills` of all jobs together; rows of other jobs stay. All of it follows from the seed but the moments
+gives when nobody kills it, bit for bit. `--kills` of all jobs together; rows of other jobs stay.
+All of it follows from the seed but the moments
 by the clock, which depend on the machine. Writes trust/results/kills.json: a row a job and kind of moment.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -156,7 +157,9 @@ class Pt2:
 
     @staticmethod
     def write(program: ExportedProgram, path: Path, opset: int | None) -> dict[str, int]:
-        torch.export.save(program, path)
+        memory = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, memory)
+        path.write_bytes(memory.getbuffer())
         return dict(Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function"))
 
     run = """
