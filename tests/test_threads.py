@@ -86,7 +86,7 @@ class Convolved(Dataset):
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_get_the_bits_of_one(method):
     wanted = [with_gradient(call) for call in CALLS.values()]
-    loader = DataLoader(Convolved(), batch_size=None, num_workers=2, multiprocessing_context=method, timeout=120)
+    loader = DataLoader(Convolved(), batch_size=None, num_workers=1, multiprocessing_context=method, timeout=120)
     assert all(same(a, b) for a, b in zip(loader, wanted, strict=True))
 
 
@@ -133,22 +133,20 @@ def small():
 
 CALLS = {
     "depthwise": lambda x: f.conv2d(x, torch.ones(16, 1, 5, 5), None, 1, 2, 1, 16),
-    "planar": lambda x: f.conv2d(x, torch.ones(16, 2, 3, 3), None, 1, 1, 1, 8),
     "deformable": lambda x: f.deform_conv2d(x, torch.zeros(1, 18, *x.shape[2:]), torch.ones(8, 16, 3, 3), None, 1, 1),
 }
 x, wanted, seen = torch.ones(1, 16, 600, 600), small(), {}
 for name, call in CALLS.items():
     call(x[..., :40, :40])
-    for more in range(1 << 18, 1 << 30, 1 << 20):  # from too little for anything on
+    for more in range(1 << 18, 1 << 30, 1 << 19):  # from too little for anything on
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
         try:
             call(x)
             break
         except (ConvError, RuntimeError) as error:
-            kind = "kernel" if isinstance(error, ConvError) else "torch"
-            assert kind == "kernel" or "you tried to allocate" in str(error), error
-            assert kind == "torch" or (isinstance(error, MemoryError) and "bytes=" in str(error)), error
+            kind = "kernel" if isinstance(error, MemoryError) else "torch"
+            assert ("bytes=" if kind == "kernel" else "you tried to allocate") in str(error), error
             seen[kind] = seen.get(kind, 0) + 1
         assert torch.equal(small(), wanted), name
     else:

@@ -106,5 +106,8 @@ int main(int count, char **given) {
   work(0);
   for (std::thread &thread : running)
     thread.join();
+  for (const Call &call : calls)
+    for (const Tensor &t : call.tensors)
+      std::free(t.data);
   std::printf("%s %ld %ld\n", isa(), done.load(), wrong.load());
 }

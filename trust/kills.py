@@ -160,8 +160,8 @@ def main() -> None:
         rows += kill(name, made()[name](), count, random.Random(f"{asked.seed} {name}"))
         if not asked.out:
             fresh = {row["what"] for row in rows}
-            rows = [row for row in held("kills").get("rows", []) if row["what"] not in fresh] + rows
-            keep("kills", rows, seed=asked.seed, kills=sum(row["tried"] for row in rows))
+            others = [row for row in held("kills").get("rows", []) if row["what"] not in fresh]
+            keep("kills", [*others, *rows], seed=asked.seed, kills=sum(row["tried"] for row in (*others, *rows)))
     if asked.out:
         asked.out.write_text(json.dumps({"rows": rows}))
     if any(row["failures"] for row in rows):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def run(tool: str, calls: Path) -> dict[str, Any]:
     if done.returncode not in (0, 66) or not done.stdout:
         raise RuntimeError(f"{tool} did not end well ({done.returncode}): {done.stderr[-2000:]}")
     isa, tried, wrong = done.stdout.split()
-    errors = done.stderr.count("WARNING: ThreadSanitizer") if tool == "threads" else done.stderr.count("== \n")
+    errors = len(re.findall("WARNING: ThreadSanitizer|== (?:Use|Invalid|Conditional)|definitely lost", done.stderr))
     print(done.stderr[-3000:], file=sys.stderr)
     return {"what": f"calls of the native kernels, {what}", "tried": int(tried), "isa": isa,
             "failures": int(wrong) + max(errors, done.returncode == 66)}  # fmt: skip
