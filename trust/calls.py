@@ -82,7 +82,7 @@ def modules(grads: bool) -> dict[str, Call]:
                                              reconv.nn.DepthwiseConv2d(16, 5, padding=2), nn.BatchNorm2d(16).eval(),
                                              reconv.nn.PointwiseConv2d(16, 9)),
         "a deformable layer": reconv.nn.DeformConv2d(3, 6, 3, padding=1),
-        "resnet18": reconv.networks.resnet18(num_classes=5).eval(),
+        "resnet18": reconv.networks.resnet18(classes=5).eval(),
     }  # fmt: skip
     x = values(2, 3, 20, 18).contiguous(memory_format=CL)
     return {f"{name}{', gradients' * grads}": within(module, x, grads) for name, module in built.items()}
