@@ -57,6 +57,21 @@ std::vector<Call> read(const char *path) {
   return calls;
 }
 
+// Whether these are the same numbers: zeros may differ in their sign, by the order of a sum.
+template <class T> bool equal(const char *a, const char *b, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += sizeof(T)) {
+    T x, y;
+    std::memcpy(&x, a + at, sizeof x), std::memcpy(&y, b + at, sizeof y);
+    if (x != y)
+      return false;
+  }
+  return true;
+}
+
+bool same(std::int64_t type, const char *a, const char *b, std::int64_t bytes) {
+  return type == 0 ? equal<float>(a, b, bytes) : type == 1 ? equal<double>(a, b, bytes) : std::memcmp(a, b, bytes) == 0;
+}
+
 // Whether the call gives what it gave.
 bool made(Kernel kernel, const Call &call) {
   std::vector<const void *> given;
@@ -70,7 +85,7 @@ bool made(Kernel kernel, const Call &call) {
   std::size_t at = 0;
   for (const Tensor &t : call.tensors)
     if (t.output && t.bytes >= 0) {
-      good = good && std::memcmp(own[at], t.data, t.bytes) == 0;
+      good = good && same(call.type, own[at], t.data, t.bytes);
       std::free(own[at++]);
     }
   return good;
@@ -97,7 +112,13 @@ int main(int count, char **given) {
     for (int round = 0; round < rounds; ++round)
       for (std::size_t i = 0; i < calls.size(); ++i) {
         const Call &call = calls[(i + number * calls.size() / threads) % calls.size()];
-        wrong += !made(kernels[call.kernel], call), ++done;
+        if (!made(kernels[call.kernel], call)) {
+          std::fprintf(stderr, "wrong: %s %ld, type %ld, numbers", NAMES[call.kernel], call.which, call.type);
+          for (const std::int64_t each : call.numbers)
+            std::fprintf(stderr, " %ld", each);
+          std::fprintf(stderr, "\n"), ++wrong;
+        }
+        ++done;
       }
   };
   std::vector<std::thread> running;
