@@ -10,7 +10,6 @@ from torch import nn
 
 from reconv.costing.summary import summary
 from reconv.errors import ConvError
-from reconv.files import replacing
 from reconv.layers import Absorbed, block_of
 from reconv.planning.edits import restructure
 from reconv.planning.plan import Edit, Plan, Refusal
@@ -19,6 +18,7 @@ from reconv.rewriting.store import load, read_config, save_run, weights_hash
 from reconv.rewriting.weights import fit, read_weights, save_weights
 from reconv.spec import parse
 from reconv.surgery.fingerprint import structure_hash
+from reconv.writing import replacing
 
 FILES = ("plan.json", "config.json", "model.safetensors", "summary.json", "report.html")
 INPUT = torch.arange(2 * 3 * 7 * 9, dtype=torch.float32).reshape(2, 3, 7, 9) / 100

@@ -44,7 +44,7 @@ def bench(
     """Time convolutions: PyTorch, reconv and other engines, checked and interleaved."""
     from reconv.benching import Report, engines_of, measure, read_tasks
     from reconv.benching.chart import svg
-    from reconv.files import write_text
+    from reconv.writing import write_text
 
     with o.usage("PROBLEM"):
         tasks = read_tasks(problems)

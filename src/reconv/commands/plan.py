@@ -43,9 +43,9 @@ def plan(
     """
     from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.job import check_job, read_wishes
-    from reconv.files import told, write_text
     from reconv.planning.make import plan as make
     from reconv.rewriting.store import save_front
+    from reconv.writing import told, write_text
 
     if explain is not None and (known := known_plan(model)):
         emit(explained(known, explain), format or o.Format.TABLE)

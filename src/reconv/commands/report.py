@@ -37,11 +37,11 @@ def report(
     Data and inputs are those of the run where none are given. With --evaluate, each rewritten layer alone is scored.
     """
     from reconv.commands.job import check_holdout
-    from reconv.files import write_text
     from reconv.models import check_ref
     from reconv.reporting.page import page
     from reconv.rewriting.folder import alone
     from reconv.rewriting.store import REPORT, is_run, read_run
+    from reconv.writing import write_text
 
     if not is_run(run):
         raise typer.BadParameter(f"must be a run folder, not {str(run)!r}", param_hint="RUN")

@@ -10,13 +10,13 @@ from types import NoneType
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
-from reconv.files import write_text
 from reconv.planning.considered import Considered
 from reconv.planning.wishes import Wish, Wishes
 from reconv.shown import show
 from reconv.spec import Block, parse
 from reconv.surgery.kin import Also
 from reconv.targets import LAYOUTS
+from reconv.writing import write_text
 
 FORMAT = 1
 FITS = ("weights", "responses")

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from reconv.files import write_text
 from reconv.ruleset import Rule
 from reconv.surgery.fingerprint import update
 from reconv.targets.cache import cache_folder
+from reconv.writing import write_text
 
 if TYPE_CHECKING:
     from reconv.planning.workbench import Workbench

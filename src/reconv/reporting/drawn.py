@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from reconv.drawing.flow import Moves
 from reconv.drawing.picture import Drawing, Wanted
 from reconv.errors import conv_error
-from reconv.files import write_bytes
 from reconv.spec import Block, Chain, ConvSpec, Deform, PixelShuffle, Shuffle, in_channels, output_shape, parse
 from reconv.spec.geometry import dimensions, receptive_field
+from reconv.writing import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn

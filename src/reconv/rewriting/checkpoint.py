@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reconv.errors import conv_error
-from reconv.files import told, write_bytes
+from reconv.writing import told, write_bytes
 
 FILE = "recovery.pt"
 

@@ -22,10 +22,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from reconv.errors import ConvError, conv_error
-from reconv.files import replacing, told
 from reconv.ops.deform import DEFORM_CONV_OPSET, exported_as_deform_conv
 from reconv.surgery import clone, tensors_of
 from reconv.targets.exported import quiet
+from reconv.writing import replacing, told
 
 # of the largest absolute output; rounding in another order of operations stays far below
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}

@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 from reconv.errors import ConvError, conv_error
-from reconv.files import PART, told
+from reconv.writing import PART, told
 
 try:
     import fcntl

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from reconv.costing.summary import Summary, summary
 from reconv.data import Feed
 from reconv.errors import conv_error
-from reconv.files import told, write_text
 from reconv.planning.additions import ADDING
 from reconv.planning.budget import Budget, Limit
 from reconv.planning.make import Rules
@@ -35,6 +34,7 @@ from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
 from reconv.targets import Target, get_target, layout_of, time_networks
+from reconv.writing import told, write_text
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
 

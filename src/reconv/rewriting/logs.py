@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from reconv.errors import conv_error
-from reconv.files import told
+from reconv.writing import told
 
 FILE, BOARD = "log.jsonl", "tensorboard"
 LOGS = ("json", BOARD)

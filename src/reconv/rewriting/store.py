@@ -17,7 +17,6 @@ from reconv import __version__
 from reconv.costing.render import from_dict
 from reconv.costing.summary import Summary
 from reconv.errors import ConvError, conv_error
-from reconv.files import told, write_text
 from reconv.planning.edits import restructure
 from reconv.planning.made_for import differing
 from reconv.planning.plan import Plan
@@ -28,6 +27,7 @@ from reconv.rewriting.folder import alone, placed, together
 from reconv.rewriting.references import build_model, build_trusted
 from reconv.rewriting.weights import fit, read_weights, save_weights
 from reconv.surgery.fingerprint import structure_hash, update
+from reconv.writing import told, write_text
 
 FORMAT = 1
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from reconv.errors import ConvError, conv_error
-from reconv.files import replacing
+from reconv.writing import replacing
 
 UNSET = (UninitializedParameter, UninitializedBuffer)
 ALIASES = "aliases"  # metadata: {name: the name under which the same tensor is stored}, as JSON

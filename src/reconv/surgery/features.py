@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from reconv.drawing.maps import Row, png
 from reconv.errors import conv_error
-from reconv.files import write_bytes
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
 from reconv.surgery.sites import ConvCall, chosen
 from reconv.surgery.trace import Trace
+from reconv.writing import write_bytes
 
 CHANNELS = 10
 LEGEND = (
