@@ -16,6 +16,7 @@ the same versions, are passed over where they have these steps. `--page` writes 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import multiprocessing
@@ -151,7 +152,10 @@ def exact(model: nn.Module, x: Tensor) -> Row:
     """Every exact rule wherever it spares operators."""
     plan = reconv.plan(model, x, target=Counting(), rules="exact")
     error = largest(model, reconv.apply(model, plan, x), x)
-    _must(error <= EQUAL, f"the outputs are {error:.2g} of the largest apart")
+    if error > EQUAL:  # of rounding, or of a rule?
+        wide, y = copy.deepcopy(model).double(), x.double()
+        finer = largest(wide, reconv.apply(wide, plan, y), y)
+        raise ValueError(f"the outputs are {error:.2g} of the largest apart, in float64 {finer:.2g}")
     return {"edits": len(plan.edits), "rules": _rules(plan), "error": float(f"{error:.2g}")}
 
 

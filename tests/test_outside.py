@@ -3,21 +3,26 @@
 import json
 import re
 import socket
+import sys
 import zipfile
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
+from fakes import FakeTarget
 from nets import let_torchvision_import
 from onnx import TensorProto, helper
 from torch import nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from reconv.costing.summary import summary
 from reconv.errors import ConvError
 from reconv.models import resolve
+from reconv.planning.make import plan
 from reconv.planning.plan import Edit, Plan
 from reconv.rewriting.apply import apply
 from reconv.rewriting.export import export
@@ -305,8 +310,23 @@ def test_an_onnx_file_becomes_a_network_of_modules(tmp_path):
     assert rows[0] == rows[1]
 
 
-def onnx_file(path: Path, operator: str, domain: str = "") -> Path:
-    shape = [1, 3, 9, 7]
+def test_a_network_read_from_onnx_is_rewritten_and_goes_out_again(tmp_path):
+    """Channels go where it is seen who reads them, kernels get smaller where their border is zero."""
+    net = trained(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+                                nn.Conv2d(8, 6, 5, padding=2), nn.Flatten(), nn.Linear(6 * 9 * 7, 5)))  # fmt: skip
+    net[3].weight.data *= F.pad(torch.ones(3, 3), (1, 1, 1, 1))
+    export(net, IMAGE, tmp_path / "net.onnx")
+    read, x = resolve(str(tmp_path / "net.onnx")), IMAGE[:1]
+    for budget, rules, apart in ((None, "trim", 1e-5), ("macs=0.8", "prune_channels", float("inf"))):
+        made = plan(read, x, budget, None, FakeTarget(), rules=rules)
+        assert rules in {edit.rule for edit in made.edits}
+        student = apply(read, made, x)
+        report = export(student, x, tmp_path / f"{rules}.onnx")
+        assert report.max_abs_error <= report.tolerance
+        assert (student(x) - net(x)).abs().max() <= apart
+
+
+def onnx_file(path: Path, operator: str, domain: str = "", shape: Sequence[int | str] = (1, 3, 9, 7)) -> Path:
     graph = helper.make_graph(
         [helper.make_node(operator, ["x"], ["y"], domain=domain)], "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
@@ -321,6 +341,15 @@ def test_what_the_converter_lacks_is_named(tmp_path):
         resolve(str(onnx_file(tmp_path / "net.onnx", "Crinkle", "mine")))
 
 
+def test_a_converter_that_does_not_start_is_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "onnx2pytorch.py").write_text("raise RuntimeError('halted')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnx2pytorch", raising=False)
+    with pytest.raises(ConvError, match=r"the package onnx2pytorch must import.*halted") as error:
+        resolve(str(onnx_file(tmp_path / "net.onnx", "Relu")))
+    assert isinstance(error.value, ImportError)
+
+
 def test_a_wrong_conversion_is_an_error(tmp_path, monkeypatch):
     import onnx2pytorch
 
@@ -328,6 +357,12 @@ def test_a_wrong_conversion_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx2pytorch, "ConvertModel", lambda *a, **k: nn.Sigmoid())
     with pytest.raises(ConvError, match="must compute what ONNX Runtime computes"):
         resolve(str(path))
+
+
+def test_what_could_not_be_compared_is_told(tmp_path):
+    path = onnx_file(tmp_path / "net.onnx", "Relu", shape=(1, 3, "height", "width"))
+    with pytest.warns(UserWarning, match=r"not compared with ONNX Runtime.*x: tensor\(float\).*'height', 'width'"):
+        assert resolve(str(path))(IMAGE).min() == 0
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", None])

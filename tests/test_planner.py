@@ -9,8 +9,9 @@ from fakes import FakeTarget
 from planned import DATA, IMAGE, network
 from torch import nn
 
+from reconv.planning import planner
 from reconv.planning.make import plan
-from reconv.planning.planner import Line
+from reconv.planning.planner import NEAR, Line
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,12 @@ def test_a_machine_that_is_crowded_does_not_ruin_a_network(budget):
     calm = plan(network(), IMAGE, f"latency={budget}", DATA, FakeTarget())
     assert made.met
     assert made.measured.error <= 2.5 * calm.measured.error
+
+
+@pytest.mark.parametrize("budget, figure", [("latency=0.001", "latency_ratio"), ("params=0.01", "params")])
+def test_a_budget_out_of_reach_does_not_ruin_a_network_for_its_last_part(budget, figure, monkeypatch):
+    near = plan(network(), IMAGE, budget, DATA, FakeTarget()).measured
+    monkeypatch.setattr(planner, "NEAR", 1.0)
+    nearest = plan(network(), IMAGE, budget, DATA, FakeTarget()).measured
+    assert getattr(nearest, figure) <= getattr(near, figure) <= NEAR * getattr(nearest, figure)
+    assert near.error < nearest.error or near == nearest

@@ -552,6 +552,14 @@ def test_what_cannot_be_served_is_said(make, inputs, message, builtin):
     assert builtin is None or isinstance(caught.value, builtin)
 
 
+def test_inference_mode_is_told_and_what_was_made_in_it_is_read():
+    with torch.inference_mode():
+        net, x = conv(), torch.zeros(IMAGE)
+        with pytest.raises(ConvError, match="must be read outside of torch.inference_mode"):
+            find_sites(net, x)
+    assert [site.name for site in find_sites(net, x).sites] == [""]
+
+
 # copies and swaps --------------------------------------------------------------------------------
 
 

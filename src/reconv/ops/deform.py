@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error, error_type
 from reconv.ops import deform_native
+from reconv.ops.dispatch import autocasts
 from reconv.spec import ConvSpec, output_shape
 from reconv.spec.geometry import axis_length
 
@@ -107,7 +108,7 @@ def deform_nd(
     given = {"input": input, "offset": offset, "weight": weight}
     given |= {key: value for key, value in (("bias", bias), ("mask", mask)) if value is not None}
     spec = _checked(dims, given, {"stride": stride, "padding": padding, "dilation": dilation})
-    if torch.is_autocast_enabled(input.device.type):  # offsets need float32, and so does torchvision
+    if autocasts(input):  # offsets need float32, and so does torchvision
         with torch.autocast(input.device.type, enabled=False):
             output = _convolved(spec, **{key: _single(value) for key, value in given.items()}).to(input.dtype)
     else:
@@ -282,7 +283,7 @@ def _check_tensors(dims: int, tensors: dict[str, Any]) -> None:
     dtypes, devices = ({key: getattr(value, what) for key, value in tensors.items()} for what in ("dtype", "device"))
     if len(set(devices.values())) > 1:
         raise _error(dims, "all tensors must have the same device", devices)
-    if len(set(dtypes.values())) > 1 and not torch.is_autocast_enabled(tensors["input"].device.type):
+    if len(set(dtypes.values())) > 1 and not autocasts(tensors["input"]):
         raise _error(dims, "all tensors must have the same dtype", dtypes)
     if not all(dtype.is_floating_point for dtype in dtypes.values()):
         raise _error(dims, "all tensors must be real floating point", dtypes)

@@ -152,6 +152,12 @@ def batched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """Whether torch.autocast is on for its device; of devices that have none, such as meta, PyTorch does not answer."""
+    device = tensor.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 _autocast = torch.is_autocast_enabled
 _strided = torch.strided
 _tracing = torch._C._get_tracing_state

@@ -124,8 +124,8 @@ def _finished(planner: Planner, made: Plan, outcome: Outcome, score: float | Non
     changed = {e.site: str(bench.everywhere[e.site].spec) for e in outcome.edits if not e.whole}
     return replace(made, edits=bench.timed(outcome.edits, outcome.layout), refusals=refusals,
                    model={**made.model, "sites": changed}, layout=outcome.layout, met=not reasons,
-                   reason="; ".join(reasons) or None, latency_ratio=outcome.ratio, measured=point(outcome, score),
-                   considered=_considered(tables, outcome))  # fmt: skip
+                   reason="; ".join(reasons) or None, latency_ratio=outcome.latency_ratio,
+                   measured=point(outcome, score), considered=_considered(tables, outcome))  # fmt: skip
 
 
 def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Module], float] | None,
@@ -134,7 +134,7 @@ def _front(planner: Planner, made: Plan, count: int, evaluate: Callable[[nn.Modu
     if not count or not planner.tables:
         return ()
     outcome = planner.within(FASTEST)
-    fastest, plans = outcome.ratio, list[Plan]()
+    fastest, plans = outcome.latency_ratio, list[Plan]()
     for step in range(count):
         progress("measuring the front", step, count)
         ratio = fastest ** (1 - step / max(count - 1, 1))

@@ -22,6 +22,7 @@ CORRECTIONS = 6  # times the search is repeated with what the whole network taug
 SLACK = 0.93  # a network under this part of its budget has given accuracy away
 HOPELESS = 1.15  # times the latency in the best memory format: a search in another one is spared
 AIM = 0.97  # of the latency budget: what is aimed at, since timing is noisy
+NEAR = 1.05  # times the least that can be had: where a budget is out of reach, the last of it is not worth a network
 
 
 @dataclass
@@ -77,7 +78,8 @@ class Planner:
     def search(self, rules: Sequence[Rule]) -> Outcome:
         """The best network found; `tables` are what it was chosen from, one for each memory format."""
         judged = [self.bench.judge([], layout) for layout in self.bench.layouts]
-        self.starts = sorted((self.spent(start, {}, Table()) for start in judged if start), key=lambda s: s.ratio)
+        starts = (self.spent(start, {}, Table()) for start in judged if start)
+        self.starts = sorted(starts, key=lambda start: start.latency_ratio)
         best = self.unchanged()
         if not rules or not self.bench.sites:
             return best
@@ -94,7 +96,7 @@ class Planner:
     def unchanged(self) -> Outcome:
         """The original, with what exact rules make faster."""
         own = layout_of(self.bench.given)
-        faster = [s for s in self.starts if s.ratio < 1 and (s.edits or s.layout != own)]
+        faster = [s for s in self.starts if s.latency_ratio < 1 and (s.edits or s.layout != own)]
         return faster[0] if faster else self.as_given(self.starts[0])
 
     def chosen(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
@@ -133,7 +135,7 @@ class Planner:
         if not judged:
             unable = {(e.site, e.rule): "the network does not run with it" for e in edits} | self.bench.unable
             return without, refusals + [Refusal(e.site, e.rule, unable[e.site, e.rule]) for e in edits]
-        return min(judged, key=lambda outcome: outcome.ratio), refusals
+        return min(judged, key=lambda outcome: outcome.latency_ratio), refusals
 
     def doubtful(self, best: Outcome) -> bool:
         """Whether edits of several modules, whose rows are estimates where they meet, misled the choice."""
@@ -144,18 +146,21 @@ class Planner:
         if "latency" not in self.budget or self.unmet(best) or self.lacks(best):
             return False
         there = self.bench.judge(best.asked, layout)
-        return there is None or there.ratio > HOPELESS * best.ratio
+        return there is None or there.latency_ratio > HOPELESS * best.latency_ratio
 
     def corrected(self, table: Table, start: Outcome, best: Outcome) -> Outcome:
         """Chooses, measures the whole network, and chooses again with what the sum of the rows did not say."""
         line = Line([(sum(row[0].latency_ms for row in table.candidates.values()), start.latency_ms)])
         tried: list[dict[str, Candidate]] = []
+        nearest: Outcome | None = None  # of what missed the budget
         kept = {site: row[0] for site, row in table.candidates.items()}
         self.apart = {"memory": start.memory - self.foreseen(kept, table)["memory"]}
         allowed = self.budget.limits["error"].value if "error" in self.budget else None
         for step in range(CORRECTIONS):
             self.progress(f"correcting by the whole network, {table.layout}", step, CORRECTIONS)
             choice = self.pick(table, start, line, allowed, tried)
+            if choice in tried and nearest:
+                choice = self.pick(table, start, line, allowed, tried, nearest)
             edits = tuple(c.edit for c in choice.values() if c.edit)
             judged = None if choice in tried else self.bench.judge(edits, table.layout)
             if judged is None:
@@ -172,6 +177,7 @@ class Planner:
                 allowed = 0.95 * min(allowed, expected) * self.budget.limits["error"].value / outcome.error
             if not self.unmet(outcome) and self.tight(outcome):
                 break
+            nearest = outcome if nearest is None or self.excess(outcome) < self.excess(nearest) else nearest
         self.progress(f"correcting by the whole network, {table.layout}", CORRECTIONS, CORRECTIONS)
         return best
 
@@ -179,21 +185,28 @@ class Planner:
         """The original itself, where nothing measured faster; but with the edits that were asked for regardless."""
         if self.bench.wholes.kept:
             return start
-        return replace(start, edits=(), asked=(), layout=layout_of(self.bench.given), ratio=1.0,
+        return replace(start, edits=(), asked=(), layout=layout_of(self.bench.given), latency_ratio=1.0,
                        latency_ms=start.original_ms, error=0.0, macs=self.now["macs"], params=self.now["params"],
                        memory=self.now["memory"])  # fmt: skip
 
-    def pick(self, table: Table, start: Outcome, line: Line, allowed: float | None,
-             tried: Sequence[Mapping[str, Candidate]]) -> dict[str, Candidate]:  # fmt: skip
-        """One candidate a site within the limits, none of what was tried; where none are, the cheapest."""
+    def pick(
+        self, table: Table, start: Outcome, line: Line, allowed: float | None,
+        tried: Sequence[Mapping[str, Candidate]], nearest: Outcome | None = None,
+    ) -> dict[str, Candidate]:  # fmt: skip
+        """One candidate a site within the limits, none of what was tried; where none are, the cheapest.
+
+        Of the nearest network that can be had all limits are taken to be what it has, and a little more.
+        """
         limits = {}
         for name, limit in self.budget.limits.items():
             if name == "latency":
-                limits[name] = line.rows_for(AIM * limit.amount(start.original_ms))
+                least = NEAR * nearest.latency_ratio * start.original_ms if nearest else 0.0
+                limits[name] = line.rows_for(max(AIM * limit.amount(start.original_ms), least))
             elif name != "error":
                 adds = "weight_bytes" if name == "memory" else name
                 fixed = self.base[adds] - sum(row[0].costs[adds] for row in table.candidates.values())
-                limits[name] = limit.amount(self.now[name]) - fixed - self.apart.get(name, 0.0)
+                least = NEAR * getattr(nearest, name) if nearest else 0.0
+                limits[name] = max(limit.amount(self.now[name]), least) - fixed - self.apart.get(name, 0.0)
         if allowed is not None:
             limits["error"] = allowed
         goal = "latency" if self.budget.only_error else "error"
@@ -225,12 +238,12 @@ class Planner:
         """Why the budget does not hold; empty where it does."""
         return self.budget.misses(self.reached(outcome))
 
-    def reached(self, outcome: Outcome) -> dict[str, float]:
+    def reached(self, outcome: Outcome | Point) -> dict[str, float]:
         """What each limit bounds: an amount where it is one, else the fraction of now."""
         got = {}
         for name, limit in self.budget.limits.items():
             if name == "latency":
-                got[name] = outcome.latency_ms if limit.absolute else outcome.ratio
+                got[name] = outcome.latency_ms if limit.absolute else outcome.latency_ratio
             else:
                 got[name] = getattr(outcome, name) / (1 if limit.absolute else self.now[name])
         return got
@@ -264,31 +277,27 @@ class Planner:
         return not rough or any(got[name] >= SLACK * self.budget.limits[name].value for name in rough)
 
     def better(self, one: Outcome, other: Outcome) -> Outcome:
-        """Within the budget before outside of it; there the smaller error, else what comes nearest."""
+        """Within the budget before outside of it; there the smaller error, and so among what comes nearest."""
         lacking = [self.lacks(o) for o in (one, other)]
         if lacking[0] != lacking[1]:
             return one if lacking[0] < lacking[1] else other
-        if "latency" in self.budget and one.ratio > 1 and not self.required:
+        if "latency" in self.budget and one.latency_ratio > 1 and not self.required:
             return other  # which is not slower than what was given
         misses = [len(self.unmet(o)) for o in (one, other)]
         if misses[0] != misses[1]:
             return one if misses[0] < misses[1] else other
         if self.forced:
-            return max(other, one, key=lambda o: (self.bench.changes(o.edits), -o.ratio))
+            return max(other, one, key=lambda o: (self.bench.changes(o.edits), -o.latency_ratio))
         if self.budget.only_error:
-            return min(other, one, key=lambda o: o.ratio)
-        if misses[0] == 0:
+            return min(other, one, key=lambda o: o.latency_ratio)
+        over = [self.excess(o) for o in (one, other)]
+        if misses[0] == 0 or max(over) <= NEAR * min([*over, *map(self.excess, self.points)]):
             return one if one.error < other.error else other
-        return one if self.excess(one) < self.excess(other) else other
+        return one if over[0] < over[1] else other
 
-    def excess(self, outcome: Outcome) -> float:
+    def excess(self, outcome: Outcome | Point) -> float:
         """By how much the budget is overrun, the largest factor over all limits."""
-        factors = []
-        for name, limit in self.budget.limits.items():
-            now = outcome.original_ms if name == "latency" else self.now.get(name, 1.0)
-            got = outcome.latency_ms if name == "latency" else getattr(outcome, name)
-            factors.append(got / limit.amount(now))
-        return max(factors)
+        return max(got / self.budget.limits[name].value for name, got in self.reached(outcome).items())
 
     def lacks(self, outcome: Outcome) -> int:
         """How many of the sites that must change do not."""
@@ -305,7 +314,7 @@ def costs_of(bench: Workbench, name: str) -> dict[str, float]:
 
 def point(outcome: Outcome, score: float | None = None) -> Point:
     """What a whole network measured."""
-    return Point(outcome.ratio, outcome.latency_ms, outcome.error, outcome.macs, outcome.params, outcome.memory,
+    return Point(outcome.latency_ratio, outcome.latency_ms, outcome.error, outcome.macs, outcome.params, outcome.memory,
                  len({edit.site for edit in outcome.edits}), score)  # fmt: skip
 
 

@@ -45,16 +45,16 @@ SECONDS = 2.0  # to measure one set of networks
 FASTER = 0.97  # an exact rule that may as well be slower must measure faster than this part, in each site's place
 SCOUTED = 32  # samples on which each proposal is probed by itself
 FIT_WORK = 1.5e9  # multiply-accumulates that the fit of a proposal on responses may take, beyond the first few steps
-FIGURES = ("ratio", "latency_ms", "original_ms", "error", "memory", "elsewhere")  # of an outcome
+FIGURES = ("latency_ratio", "latency_ms", "original_ms", "error", "memory", "elsewhere")  # of an outcome
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A rewritten network as measured: `ratio` is its latency over the original's, in one interleaved run."""
+    """A rewritten network as measured: `latency_ratio` is its latency over the original's, in one interleaved run."""
 
     edits: tuple[Edit, ...]
     layout: str
-    ratio: float
+    latency_ratio: float
     latency_ms: float
     original_ms: float
     error: float

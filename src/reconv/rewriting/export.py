@@ -23,13 +23,11 @@ from torch.utils import _pytree as pytree
 
 from reconv.errors import ConvError, conv_error
 from reconv.ops.deform import DEFORM_CONV_OPSET, exported_as_deform_conv
+from reconv.rewriting.agreement import agreement
 from reconv.surgery import clone, tensors_of
 from reconv.targets.exported import quiet
 from reconv.writing import replacing, told
 
-# of the largest absolute output; rounding in another order of operations stays far below
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-DISCRETE_TOLERANCE = 1e-3  # share of whole numbers or booleans (an argmax, say) that rounding may turn
 MINUTES = 10
 OPSET = 20  # what torch's exporter writes by itself
 
@@ -86,7 +84,11 @@ def export(
             except Exception as error:
                 raise _inexpressible(program, error) or _failed(model, error) from error
             _check_ops(ops)
-            apart, tolerance = _compare(expected, _run_elsewhere(file_format, part, inputs))
+            got = _run_elsewhere(file_format, part, inputs)
+            try:
+                apart, tolerance = agreement(expected, got)
+            except ValueError as error:
+                raise _unequal(str(error)) from error
     return ExportReport(path, apart, tolerance, ops, not note, note, opset)
 
 
@@ -209,32 +211,6 @@ def _run_elsewhere(file_format: type[Onnx] | type[Pt2], file: Path, inputs: tupl
         return [held[str(n)] for n in range(len(held))]
 
 
-def _compare(expected: list[Tensor], got: list[Tensor]) -> tuple[float, float]:
-    """(error, tolerance) of the output that is nearest to its tolerance, which none may pass."""
-    kinds = [[f"{_name(t.dtype)} {tuple(t.shape)}" for t in tensors] for tensors in (expected, got)]
-    if kinds[0] != kinds[1]:
-        raise _unequal(f"its outputs are {', '.join(kinds[1])}, not {', '.join(kinds[0])}")
-    if not expected:
-        raise _unequal("the network returns no tensor")
-    error, tolerance = max(map(_difference, expected, got), key=lambda pair: pair[0] / pair[1])
-    if not error <= tolerance:
-        raise _unequal(f"its outputs are {error:.3g} away from the network's; {tolerance:.3g} would be rounding")
-    return error, tolerance
-
-
-def _difference(expected: Tensor, got: Tensor) -> tuple[float, float]:
-    if not (expected.is_floating_point() or expected.is_complex()):
-        return (expected != got).double().mean().item() if expected.numel() else 0.0, DISCRETE_TOLERANCE
-    wide = torch.complex128 if expected.is_complex() else torch.float64
-    a, b = expected.to(wide), got.to(wide)
-    same = (a == b) | (a.isnan() & b.isnan())
-    apart = torch.where(same, 0.0, (a - b).abs())
-    error = apart.nan_to_num(nan=float("inf")).max().item() if apart.numel() else 0.0
-    finite = a.abs()[a.isfinite()]
-    scale = finite.max().item() if finite.numel() else 0.0
-    return error, TOLERANCE.get(expected.dtype, 1e-3) * (scale or 1.0)
-
-
 def _check_ops(ops: dict[str, int]) -> None:
     ours = [op for op in ops if op.split(".")[0] == "reconv"]
     if ours:
@@ -301,7 +277,3 @@ def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0].partition(" For more information")[0] if lines else ""
     return f"{type(error).__name__}: {first}"[:300]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

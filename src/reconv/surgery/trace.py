@@ -84,6 +84,10 @@ class Trace(TorchDispatchMode):
         cls, model: nn.Module, inputs: tuple[Any, ...], field: Field | None = None, observers: Iterable[Observer] = ()
     ) -> Trace:
         """Runs `model` (a copy that may be thrown away) once in evaluation mode on `inputs`."""
+        if torch.is_inference_mode_enabled():
+            raise conv_error("reconv", "networks must be read outside of torch.inference_mode, which hides operators",
+                             got={"model": type(model).__name__}, do="torch.no_grad() serves as well.",
+                             also=RuntimeError)  # fmt: skip
         trace = cls(model.eval(), field, observers)
         handles = [h for m in model.modules() if can_hook(m) for h in trace.watch(m)]
         try:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from reconv.ops.dispatch import autocasts
 from reconv.ops.functional import conv_nd
 from reconv.tensorflow.arguments import Call, Ints, Pairs, extents, same_pads
 
@@ -87,6 +87,6 @@ def cuts_for(call: Call, lengths: Ints, given: Sequence[int], kernel: Sequence[i
 
 
 def _check_dtypes(call: Call, input: Tensor, weight: Tensor) -> None:
-    if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+    if input.dtype != weight.dtype and not autocasts(input):
         raise call.wrong("input and filters must have the same dtype", {"input": input.dtype, "filters": weight.dtype},
                          also=TypeError)  # fmt: skip

@@ -1,0 +1,47 @@
+"""Writes what the scripts of this folder found into docs/trust.md, between its marks.
+
+python trust/page.py
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
+from marks import fill
+from told import RESULTS
+
+PAGE = HERE.parent / "docs" / "trust.md"
+
+
+def pages() -> dict[str, str]:
+    """Each marked place with its text: one for each file of results."""
+    return {path.stem: _part(path.stem, json.loads(path.read_text(encoding="utf-8")))
+            for path in sorted(RESULTS.glob("*.json"))}  # fmt: skip
+
+
+def _part(name: str, data: Mapping[str, Any]) -> str:
+    of = ", ".join(f"{package} {version}" for package, version in data["versions"].items())
+    lines = [("what was tried", "times", "failures"), ("---", "---:", "---:"), *map(_cells, data["rows"])]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"`{command(name)}` ({of})\n\n{table}\n"
+
+
+def _cells(row: Mapping[str, Any]) -> Iterable[str]:
+    return str(row["what"]).replace("|", "\\|"), f"{row['tried']:,}", str(row["failures"])
+
+
+def command(name: str) -> str:
+    """The script's own line of how it is run."""
+    said = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return next(line.strip() for line in said.splitlines() if line.strip().startswith("python trust/"))
+
+
+if __name__ == "__main__":
+    fill(PAGE, pages())
