@@ -114,7 +114,8 @@ def sizes(times: int, draw: random.Random) -> dict[str, Any]:
     if (held := held_after([*drawn, 32])) > 1.25 * most + 4 * SLACK:
         wrong.append(f"{held} bytes are held, after the largest alone {most}")
     return {"what": "kernels on maps of growing and shrinking sizes hold no more than on the largest",
-            "tried": 3 * len(SIZED) * times, "failures": len(wrong), "held_bytes": held, "largest_bytes": most, "found": wrong}  # fmt: skip
+            "tried": 3 * len(SIZED) * times, "failures": len(wrong),
+            "held_bytes": held, "largest_bytes": most, "found": wrong}  # fmt: skip
 
 
 def main() -> None:
