@@ -38,7 +38,7 @@ struct Exchange {
 const Exchange *exchange = nullptr;
 PyTypeObject *tensor_type = nullptr, *parameter_type = nullptr; // of exactly these: others may do what they want
 
-PyObject *is_cpu = nullptr, *layout_name = nullptr, *strided = nullptr;
+PyObject *is_cpu = nullptr, *layout_name = nullptr, *strided = nullptr, *no_memory = nullptr;
 
 bool ordinary(PyObject *object) { return Py_TYPE(object) == tensor_type || Py_TYPE(object) == parameter_type; }
 
@@ -115,7 +115,9 @@ bool same_types(PyObject *a, PyObject *b) {
 bool same(const Call &a, const Call &b) {
   if (a.hash != b.hash || a.count != b.count || std::memcmp(a.numbers, b.numbers, a.count * sizeof(std::int64_t)) != 0)
     return false;
-  const int equal = a.settings == b.settings ? 1 : PyObject_RichCompareBool(a.settings, b.settings, Py_EQ);
+  PyObject *held = Py_NewRef(a.settings); // what they compare with may let another thread forget them
+  const int equal = held == b.settings ? 1 : PyObject_RichCompareBool(held, b.settings, Py_EQ);
+  Py_DECREF(held);
   if (equal < 0)
     PyErr_Clear();
   return equal == 1 && same_types(a.settings, b.settings);
@@ -141,8 +143,8 @@ void forget_all() {
 
 // -- the module -----------------------------------------------------------------------------------
 PyObject *bind(PyObject *, PyObject *const *given, Py_ssize_t count) {
-  if (count != 4)
-    return PyErr_Format(PyExc_TypeError, "bind takes a capsule, two types and a layout");
+  if (count != 5)
+    return PyErr_Format(PyExc_TypeError, "bind takes a capsule, two types, a layout and a function");
   const auto *found = static_cast<const Exchange *>(PyCapsule_GetPointer(given[0], "dlpack_exchange_api"));
   if (!found)
     return nullptr;
@@ -151,7 +153,7 @@ PyObject *bind(PyObject *, PyObject *const *given, Py_ssize_t count) {
   exchange = found;
   tensor_type = reinterpret_cast<PyTypeObject *>(Py_NewRef(given[1]));
   parameter_type = reinterpret_cast<PyTypeObject *>(Py_NewRef(given[2]));
-  strided = Py_NewRef(given[3]);
+  strided = Py_NewRef(given[3]), no_memory = Py_NewRef(given[4]);
   is_cpu = PyUnicode_InternFromString("is_cpu"), layout_name = PyUnicode_InternFromString("layout");
   Py_RETURN_TRUE;
 }
@@ -189,7 +191,7 @@ PyObject *forget(PyObject *, PyObject *) {
 }
 
 constexpr int MOST_TENSORS = 256;
-using Kernel = int (*)(std::int64_t which, std::int64_t type, const void *shape, const void *const *tensors);
+using Kernel = std::int64_t (*)(std::int64_t which, std::int64_t type, const void *shape, const void *const *tensors);
 
 // run(kernel, which, type, shape, *tensors): the addresses of a function of csrc/interface.cpp and of its shape.
 PyObject *run(PyObject *, PyObject *const *given, Py_ssize_t count) {
@@ -209,10 +211,10 @@ PyObject *run(PyObject *, PyObject *const *given, Py_ssize_t count) {
     tensors[i - 4] = static_cast<char *>(t.data) + t.byte_offset;
   }
   PyThreadState *others = PyEval_SaveThread();
-  const int failed = kernel(which, type, shape, tensors);
+  const std::int64_t missing = kernel(which, type, shape, tensors);
   PyEval_RestoreThread(others);
-  if (failed)
-    return PyErr_Format(PyExc_MemoryError, "no memory for the convolution");
+  if (missing)
+    return PyObject_CallFunction(no_memory, "L", static_cast<long long>(missing)); // which raises
   Py_RETURN_NONE;
 }
 
@@ -221,7 +223,7 @@ template <class F> PyCFunction as_method(F *function) {
 }
 
 PyMethodDef methods[] = {
-    {"bind", as_method(bind), METH_FASTCALL, "bind(capsule, tensor type, parameter type, torch.strided): whether it is understood"},
+    {"bind", as_method(bind), METH_FASTCALL, "bind(capsule, tensor type, parameter type, torch.strided, what raises for so many bytes): whether it is understood"},
     {"find", as_method(find), METH_FASTCALL, "find(settings, threads, input, weight, bias): what was learned, or None"},
     {"learn", as_method(learn), METH_FASTCALL, "learn(settings, threads, input, weight, bias, value): whether it can"},
     {"run", as_method(run), METH_FASTCALL, "run(kernel, which, type, shape, *tensors)"},

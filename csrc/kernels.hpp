@@ -1,6 +1,8 @@
 // The kernels of one instruction set, and the choice of the best set that this processor has.
 #pragma once
 
+#include <atomic>
+
 #include "conv.hpp"
 #include "deform.hpp"
 #include "direct.hpp"
@@ -19,6 +21,7 @@ struct Kernels {
   ConvKernel conv[families][types];
   SeparableKernel separable[types];
   DeformKernel deform[types], deform_gradients[types];
+  const std::atomic<std::int64_t> *refused; // bytes of scratch memory that could not be had, the last time
 };
 const Kernels &kernels();
 

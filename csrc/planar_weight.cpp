@@ -224,6 +224,7 @@ void add_strip(const ConvShape &shape, const Plan &p, const Job &job, const Tens
     clear(y + c * of_y.plane, 0, p.lead);
     zeros(y + c * of_y.plane + p.lead + of_y.volume, of_y.plane - p.lead - of_y.volume);
   }
+  zeros(x + x_planes * of_x.plane, L); // which is looked at, too
   const auto how = finite(x, x_planes * of_x.plane) ? &add<T> : &add_rows<T>;
   for (Index g = 0; g < job.groups; ++g) {
     how(p, job, strip, offsets, sums + g * job.outputs * job.inputs * p.window);

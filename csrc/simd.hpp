@@ -4,6 +4,7 @@
 // it could be the one that another processor's instructions were used for.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -127,6 +128,8 @@ template <class T> [[gnu::always_inline]] inline T *zeros(T *to, std::int64_t co
   return to + count;
 }
 
+inline std::atomic<std::int64_t> refused{0}; // bytes that could not be had, the last time
+
 // Memory that a thread keeps from call to call.
 struct Scratch {
   void *memory = nullptr;
@@ -138,6 +141,8 @@ struct Scratch {
       std::free(memory);
       memory = std::aligned_alloc(64, bytes);
       size = memory ? bytes : 0;
+      if (!memory)
+        refused = static_cast<std::int64_t>(bytes);
     }
     return static_cast<T *>(memory);
   }

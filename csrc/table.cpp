@@ -1,5 +1,6 @@
 // What there is of one instruction set; compiled once per set, as the kernels are.
 #include "kernels.hpp"
+#include "simd.hpp"
 
 #ifndef RECONV_ISA
 #error "RECONV_ISA must name the instruction set that this file is compiled for"
@@ -29,7 +30,8 @@ Kernels table() {
            {&dense<float>, &dense<double>, &dense<bf16>}},
           {&separable<float>, &separable<double>, &separable<bf16>},
           {&deform<float>, &deform<double>, &deform<bf16>},
-          {&deform_gradients<float>, &deform_gradients<double>, &deform_gradients<bf16>}};
+          {&deform_gradients<float>, &deform_gradients<double>, &deform_gradients<bf16>},
+          &refused};
 }
 
 } // namespace reconv::RECONV_ISA

@@ -15,9 +15,10 @@ from reconv.planning.edits import restructure
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.rewriting.apply import apply
 from reconv.rewriting.store import load, read_config, save_run, weights_hash
-from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
+from reconv.rewriting.weights import fit, read_weights, save_weights
 from reconv.spec import parse
 from reconv.surgery.fingerprint import structure_hash
+from reconv.writing import replacing
 
 FILES = ("plan.json", "config.json", "model.safetensors", "summary.json", "report.html")
 INPUT = torch.arange(2 * 3 * 7 * 9, dtype=torch.float32).reshape(2, 3, 7, 9) / 100

@@ -44,6 +44,7 @@ def bench(
     """Time convolutions: PyTorch, reconv and other engines, checked and interleaved."""
     from reconv.benching import Report, engines_of, measure, read_tasks
     from reconv.benching.chart import svg
+    from reconv.writing import write_text
 
     with o.usage("PROBLEM"):
         tasks = read_tasks(problems)
@@ -56,11 +57,11 @@ def bench(
             for count in counts:
                 report.results.append(measure(task, columns, count, seconds))
             if out is not None:  # whatever stops the job, what was measured is there
-                _write(out, _json(report.to_dict()))
+                write_text(out, _json(report.to_dict()), "bench")
             if show:
                 show("problems", number + 1, len(tasks))
     if out is not None:
-        _write(out.with_suffix(".svg"), svg(report.to_dict()["results"]))
+        write_text(out.with_suffix(".svg"), svg(report.to_dict()["results"]), "bench")
     emit(Sheet(report.heads, report.rows, report.to_dict()), format)
     for line in [*report.summaries, *report.wrong]:
         say(line)
@@ -81,10 +82,3 @@ def _json(report: dict[str, Any]) -> str:
     results = ",\n".join(json.dumps(result) for result in report.pop("results"))
     head = json.dumps(report, indent=1).removesuffix("\n}")
     return f'{head},\n "results": [\n{results}\n ]\n}}\n'
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -44,7 +44,8 @@ def plan(
     from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.job import check_job, read_wishes
     from reconv.planning.make import plan as make
-    from reconv.rewriting.store import save_front, write_text
+    from reconv.rewriting.store import save_front
+    from reconv.writing import told, write_text
 
     if explain is not None and (known := known_plan(model)):
         emit(explained(known, explain), format or o.Format.TABLE)
@@ -60,8 +61,9 @@ def plan(
                      evaluate=given.evaluate, progress=show, **job)  # fmt: skip
     found = named(found, model)
     out = out / "plan.json" if out.is_dir() else out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, found.text())
+    with told(out, "plan"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, found.text(), "plan")
     emit(sheet(found) if explain is None else explained(found, explain), format)
     if found.alternatives:
         folder = out.with_name(f"{out.stem}-front")
@@ -85,10 +87,11 @@ def named(plan: Plan, ref: str) -> Plan:
 def known_plan(model: str) -> Plan | None:
     """The plan that MODEL is, or that its run folder holds; None for a network."""
     from reconv.planning.plan import Plan
+    from reconv.rewriting.folder import placed
     from reconv.rewriting.store import PLAN, is_run
 
     if is_run(model):
-        return Plan.load(Path(model) / PLAN)
+        return Plan.load(placed(Path(model), PLAN))
     return Plan.load(model) if Path(model).suffix == ".json" else None
 
 

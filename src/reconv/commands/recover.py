@@ -44,6 +44,7 @@ def recover(
     from reconv.costing.summary import summary
     from reconv.data import Feed
     from reconv.planning.plan import Plan
+    from reconv.rewriting.folder import alone
     from reconv.rewriting.job import held_error
     from reconv.rewriting.logs import logger
     from reconv.rewriting.looking import look
@@ -71,7 +72,7 @@ def recover(
     again = {"data": data, "mean": mean, "std": std, "evaluate": evaluate, "holdout": holdout, "epochs": epochs,
              "seed": seed, "precision": precision, "ema": ema}  # fmt: skip
     stop_once()
-    with j.resumable(run), progress() as show:
+    with j.resumable(run), alone(run if first() else None, "recover"), progress() as show:
         train, held = Feed.of(given.data, given.inputs).split(holdout, seed)
         try:
             student = distill(student, teacher, train, epochs, given.evaluate, held, seed, example_inputs=given.inputs,

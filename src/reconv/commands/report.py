@@ -39,7 +39,9 @@ def report(
     from reconv.commands.job import check_holdout
     from reconv.models import check_ref
     from reconv.reporting.page import page
-    from reconv.rewriting.store import REPORT, is_run, read_run, write_text
+    from reconv.rewriting.folder import alone
+    from reconv.rewriting.store import REPORT, is_run, read_run
+    from reconv.writing import write_text
 
     if not is_run(run):
         raise typer.BadParameter(f"must be a run folder, not {str(run)!r}", param_hint="RUN")
@@ -54,7 +56,8 @@ def report(
     seen = _seen(ctx, run, held, _as_then(held.config, flags, asked), bool(asked))
     for part, why in seen.missing.items():
         say(f"{part}: {why}")
-    write_text(run / REPORT, page(held.before, held.after, held.plan, held.config, held.error, seen))
+    with alone(run, "report"):
+        write_text(run / REPORT, page(held.before, held.after, held.plan, held.config, held.error, seen), "report")
     say(f"{run / REPORT}: written.")
 
 

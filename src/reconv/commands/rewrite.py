@@ -48,6 +48,7 @@ def rewrite(
     from reconv.commands import job as j
     from reconv.commands.given import check_flags, give, scaling
     from reconv.commands.plan import named, unused, verdict
+    from reconv.rewriting.folder import alone
     from reconv.rewriting.job import rewrite as run
     from reconv.rewriting.recovery import Stopped
     from reconv.rewriting.stages import check_stages
@@ -74,8 +75,7 @@ def rewrite(
     }  # fmt: skip
     if resume and is_run(folder):
         j.check_same(read_config(folder), settings)
-    with j.resumable(folder), progress() as show:
-        folder.mkdir(parents=True, exist_ok=True)
+    with j.resumable(folder), alone(folder, "rewrite"), progress() as show:
         write_config(folder, {"model": began, "settings": settings})
         try:
             result = run(given.model, given.inputs, data=given.data, epochs=epochs, evaluate=given.evaluate,

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from reconv.errors import conv_error
 from reconv.ops.problem import OPS
 
 FAMILIES = ("depthwise", "planar", "dense")  # the order is csrc/kernels.hpp's, and that of the next two
@@ -39,11 +40,17 @@ def library() -> ctypes.CDLL | None:
         loaded.reconv_isa.restype = ctypes.c_char_p
         for name in ("direct", "conv", "separable", "deform"):
             kernel = getattr(loaded, f"reconv_{name}")
+            kernel.restype = ctypes.c_int64
             kernel.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_char_p]
     except (OSError, AttributeError) as error:  # built for another machine, or from other sources
         warnings.warn(f"reconv computes with PyTorch's kernels, as its own cannot be loaded: {error}", stacklevel=2)
         return None
     return loaded
+
+
+def no_memory(missing: int) -> None:
+    raise conv_error("convolution", "there must be memory for what a kernel packs", got={"bytes": missing},
+                     do="Free some, or give a smaller batch or map.", also=MemoryError)  # fmt: skip
 
 
 def _calls() -> Any:
@@ -52,7 +59,8 @@ def _calls() -> Any:
     except ImportError:
         return None
     exchange = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)  # since PyTorch 2.10
-    understood = exchange is not None and found.bind(exchange, torch.Tensor, torch.nn.Parameter, torch.strided)
+    understood = exchange is not None and found.bind(exchange, torch.Tensor, torch.nn.Parameter, torch.strided,
+                                                          no_memory)  # fmt: skip
     return found if understood else None
 
 
@@ -79,7 +87,7 @@ def bound(kernel: str, which: int, dtype: torch.dtype, numbers: Sequence[int]) -
     """A kernel with its shape: a function of its tensors, None where one has none.
 
     Args:    kernel, which: of csrc/interface.cpp. numbers: the fields of its shape.
-    Raises:  MemoryError: the function, where its scratch memory cannot be had.
+    Raises:  ConvError: (a MemoryError too) the function, where its scratch memory cannot be had.
     """
     lib = library()
     assert lib is not None
@@ -92,8 +100,8 @@ def bound(kernel: str, which: int, dtype: torch.dtype, numbers: Sequence[int]) -
 
     def call(*tensors: torch.Tensor | None, alive: object = table) -> None:
         places = array("Q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
-        if function(which, of, address, places.tobytes()):
-            raise MemoryError("no memory for the convolution")
+        if missing := function(which, of, address, places.tobytes()):
+            no_memory(missing)
 
     return call
 

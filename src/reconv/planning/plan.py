@@ -16,6 +16,7 @@ from reconv.shown import show
 from reconv.spec import Block, parse
 from reconv.surgery.kin import Also
 from reconv.targets import LAYOUTS
+from reconv.writing import write_text
 
 FORMAT = 1
 FITS = ("weights", "responses")
@@ -212,8 +213,8 @@ class Plan:
         return "{\n " + ",\n ".join(parts) + "\n}\n"
 
     def save(self, path: str | Path) -> None:
-        """Writes the plan as JSON."""
-        Path(path).write_text(self.text(), encoding="utf-8")
+        """Writes the plan as JSON, whole or not at all."""
+        write_text(path, self.text())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

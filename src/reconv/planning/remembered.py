@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from reconv.ruleset import Rule
 from reconv.surgery.fingerprint import update
 from reconv.targets.cache import cache_folder
+from reconv.writing import write_text
 
 if TYPE_CHECKING:
     from reconv.planning.workbench import Workbench
@@ -53,16 +53,13 @@ class Remembered:
     def save(self) -> None:
         if self.path is None or not self.grown:
             return
-        part = self.path.with_suffix(".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self.known), encoding="utf-8")
-            part.replace(self.path)
+            write_text(self.path, json.dumps(self.known))
             for old in sorted(self.path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)[:-MOST]:
                 old.unlink(missing_ok=True)
         except (OSError, ValueError):
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
+            pass
 
 
 def job_key(bench: Workbench, others: object) -> str | None:

@@ -14,6 +14,7 @@ from reconv.drawing.picture import Drawing, Wanted
 from reconv.errors import conv_error
 from reconv.spec import Block, Chain, ConvSpec, Deform, PixelShuffle, Shuffle, in_channels, output_shape, parse
 from reconv.spec.geometry import dimensions, receptive_field
+from reconv.writing import write_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,7 @@ def draw(
     drawing = Drawing(block, shape, wanted)
     text = drawing.svg()
     if path is not None:
-        Path(path).write_bytes(_encoded(drawing, text, suffix))
+        write_bytes(path, _encoded(drawing, text, suffix), "draw")
     return text
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from reconv.errors import conv_error
-from reconv.rewriting.weights import replacing
+from reconv.writing import told, write_bytes
 
 FILE = "recovery.pt"
 
@@ -24,14 +24,9 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     """
     memory = io.BytesIO()
     torch.save(dict(state), memory)
-    try:
+    with told(folder, "recover"):
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as part:
-            part.write_bytes(memory.getbuffer())
-    except OSError as error:
-        raise conv_error("recover", "the checkpoint must be writable",
-                         got={"checkpoint": folder / FILE, "error": repr(str(error))}, also=OSError,
-                         do="Free some space, then go on with resume=True.") from error  # fmt: skip
+    write_bytes(folder / FILE, memory.getbuffer(), "recover")
 
 
 def read_checkpoint(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import re
 import subprocess
@@ -23,9 +24,9 @@ from torch.utils import _pytree as pytree
 from reconv.errors import ConvError, conv_error
 from reconv.ops.deform import DEFORM_CONV_OPSET, exported_as_deform_conv
 from reconv.rewriting.agreement import agreement
-from reconv.rewriting.weights import replacing
 from reconv.surgery import clone, tensors_of
 from reconv.targets.exported import quiet
+from reconv.writing import replacing, told
 
 MINUTES = 10
 OPSET = 20  # what torch's exporter writes by itself
@@ -68,11 +69,12 @@ def export(
     file_format = FORMATS[path.suffix]
     opset = _opset(file_format, opset)
     _check_packages(file_format)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with told(path, "export"):
+        path.parent.mkdir(parents=True, exist_ok=True)
     copied = clone(model).cpu().eval()
     with quiet(), torch.no_grad():
         expected = _tensors(copied(*inputs))
-        with replacing(path) as part:
+        with replacing(path, "export") as part:
             with exported_as_deform_conv(opset is not None and opset >= DEFORM_CONV_OPSET):
                 ops, note = _written(file_format, copied, inputs, part, opset)
             _check_ops(ops)
@@ -90,7 +92,7 @@ def _written(file_format: type[Onnx] | type[Pt2], model: nn.Module, inputs: tupl
     try:
         program = _traced(model, _two_batches(inputs), _any_batch(inputs))
         return file_format.write(program, part, opset), ""
-    except ConvError:
+    except (ConvError, OSError):
         raise
     except Exception as error:
         reason = _one_line(_first(error))
@@ -100,7 +102,7 @@ def _written(file_format: type[Onnx] | type[Pt2], model: nn.Module, inputs: tupl
         raise _failed(model, error) from error
     try:
         return file_format.write(program, part, opset), f"the batch size is fixed at {len(inputs[0])}: {reason}"
-    except ConvError:
+    except (ConvError, OSError):
         raise
     except Exception as error:
         raise _inexpressible(program, error) or _failed(model, error) from error
@@ -161,7 +163,9 @@ class Pt2:
 
     @staticmethod
     def write(program: ExportedProgram, path: Path, opset: int | None) -> dict[str, int]:
-        torch.export.save(program, path)
+        memory = io.BytesIO()  # torch's own writer ends the process where the disk is full
+        torch.export.save(program, memory)
+        path.write_bytes(memory.getbuffer())
         return dict(Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function"))
 
     run = """

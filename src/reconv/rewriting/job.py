@@ -23,16 +23,18 @@ from reconv.planning.table import Progress
 from reconv.planning.wishes import Wishes
 from reconv.reporting.brief import result_html
 from reconv.reporting.seen import Seen
+from reconv.rewriting.folder import alone
 from reconv.rewriting.logs import logger
 from reconv.rewriting.looking import look
 from reconv.rewriting.processes import launched
 from reconv.rewriting.recovery import Stopped, check_training
 from reconv.rewriting.stages import Stages, check_stages
-from reconv.rewriting.store import CHECKPOINT, PLAN, save_run, weights_hash, write_text
+from reconv.rewriting.store import CHECKPOINT, PLAN, WEIGHTS, save_run, weights_hash
 from reconv.ruleset import RULES, rules_named
 from reconv.surgery import clone, fresh, tensors_of
 from reconv.surgery.outputs import at_old_positions, ratio, squared_distance
 from reconv.targets import Target, get_target, layout_of, time_networks
+from reconv.writing import told, write_text
 
 MEASURED_AGAIN = 3  # times a network just over its latency budget is measured, since timing is noisy
 
@@ -132,62 +134,65 @@ def rewrite(
     for part in filter(None, (train, held)):
         part.head(1)  # what is wrong with them is said before any work
     folder = None if out is None else Path(out)
-    tell = logger(folder, log)
-    kept = _plan_of(folder) if resume else None
-    made = kept or plan or make(
-        model, inputs, limits, train, engine, rules, sites, seed, wishes=wishes, front=front,
-        evaluate=evaluate, ref=ref, progress=progress,
-    )  # fmt: skip
-    made = replace(made, target=engine.name)
-    if kept is None:
-        _note_plan(folder, made)
-    ready = kept is not None or plan is not None  # it may have been made on another engine
-    exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
-    changed = any(edit.rule not in exact for edit in made.edits)
-    options = {"evaluate": evaluate, "progress": progress, "resume": resume, "precision": precision, "ema": ema}
-    try:
-        student = Stages(model, made, inputs, found, train, held, seed, stages, folder and folder / CHECKPOINT, tell,
-                         engine if ready else None, options).run(epochs if changed else 0)  # fmt: skip
-    except Stopped as stop:
-        if folder is not None and stop.plan is not None:
-            save_run(folder, model=stop.model, plan=stop.plan, error=stop.distance, config={"stopped": True},
-                     before=summary(model, inputs), after=summary(stop.model, inputs))  # fmt: skip
-        raise
-    adding = {rule.name for rule in found if rule.group in ADDING}
-    asked = _latency_counts(limits) if limits else not any(edit.rule in adding for edit in made.edits)
-    asked = asked and plan is None and not made.wishes.force
-    made, student, latency_ratio = _measured(model, student, made, limits, inputs, engine, asked)
-    scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
-    finer = any(rule.group == "denser" and rule.name in {e.rule for e in made.edits} for rule in found)
-    error = held_error(model, student, held, finer) if held is not None else None
-    if error is not None and made.edits:
-        made = _judged(made, limits, "error", error)
-    config = {"model": {**made.model, "weights_hash": weights_hash(model)}, "rules": [r.name for r in found],
-              "budget": made.budget, "target": made.target, "epochs": epochs, "seed": seed, "holdout": holdout,
-              "latency_ratio": latency_ratio, "scores": scores}  # fmt: skip
-    before, after = summary(model, inputs, engine), summary(student, inputs, engine)
-    seen = look(model, student, made, inputs, held, [row.name for row in before.rows], seed)
-    result = Result(student, made, before, after, error, latency_ratio, scores, config, seen)
-    if folder is not None:
-        result.save(folder)
-    return result
+    with alone(folder, "rewrite"):
+        tell = logger(folder, log)
+        kept = _plan_of(folder) if resume else None
+        made = kept or plan or make(
+            model, inputs, limits, train, engine, rules, sites, seed, wishes=wishes, front=front,
+            evaluate=evaluate, ref=ref, progress=progress,
+        )  # fmt: skip
+        made = replace(made, target=engine.name)
+        if kept is None:
+            _note_plan(folder, made)
+        ready = kept is not None or plan is not None  # it may have been made on another engine
+        exact = {rule.name for rule in (*RULES, *found) if rule.group in ("exact", "denser")}
+        changed = any(edit.rule not in exact for edit in made.edits)
+        options = {"evaluate": evaluate, "progress": progress, "resume": resume, "precision": precision, "ema": ema}
+        try:
+            student = Stages(model, made, inputs, found, train, held, seed, stages, folder and folder / CHECKPOINT,
+                             tell, engine if ready else None, options).run(epochs if changed else 0)  # fmt: skip
+        except Stopped as stop:
+            if folder is not None and stop.plan is not None:
+                save_run(folder, model=stop.model, plan=stop.plan, error=stop.distance, config={"stopped": True},
+                         before=summary(model, inputs), after=summary(stop.model, inputs))  # fmt: skip
+            raise
+        adding = {rule.name for rule in found if rule.group in ADDING}
+        asked = _latency_counts(limits) if limits else not any(edit.rule in adding for edit in made.edits)
+        asked = asked and plan is None and not made.wishes.force
+        made, student, latency_ratio = _measured(model, student, made, limits, inputs, engine, asked)
+        scores = (float(evaluate(clone(model).eval())), float(evaluate(student))) if evaluate else None
+        finer = any(rule.group == "denser" and rule.name in {e.rule for e in made.edits} for rule in found)
+        error = held_error(model, student, held, finer) if held is not None else None
+        if error is not None and made.edits:
+            made = _judged(made, limits, "error", error)
+        config = {"model": {**made.model, "weights_hash": weights_hash(model)}, "rules": [r.name for r in found],
+                  "budget": made.budget, "target": made.target, "epochs": epochs, "seed": seed, "holdout": holdout,
+                  "latency_ratio": latency_ratio, "scores": scores}  # fmt: skip
+        before, after = summary(model, inputs, engine), summary(student, inputs, engine)
+        seen = look(model, student, made, inputs, held, [row.name for row in before.rows], seed)
+        result = Result(student, made, before, after, error, latency_ratio, scores, config, seen)
+        if folder is not None:
+            result.save(folder)
+        return result
 
 
 def _plan_of(folder: Path | None) -> Plan | None:
     """The plan of the interrupted run that is gone on with."""
-    if folder is None:
-        return None
-    found = [path for path in (folder / CHECKPOINT / PLAN, folder / PLAN) if path.is_file()]
-    return Plan.load(found[0]) if found else None
+    path = None if folder is None else folder / CHECKPOINT / PLAN
+    return Plan.load(path) if path is not None and path.is_file() else None
 
 
 def _note_plan(folder: Path | None, made: Plan) -> None:
-    """In the run folder, and where the checkpoints will be, where it stays as it was made; those of old are removed."""
-    if folder is not None:
-        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-        (folder / CHECKPOINT).mkdir(parents=True)
-        for place in (folder / CHECKPOINT, folder):
-            write_text(place / PLAN, made.text())
+    """Where the checkpoints will be, those of old being removed; and in the run folder, unless that has a network."""
+    if folder is None:
+        return
+    kept = folder / CHECKPOINT
+    with told(kept, "rewrite"):
+        (kept / PLAN).unlink(missing_ok=True)  # first, since checkpoints without their plan are none
+        shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir()
+    for place in (kept, folder) if not (folder / WEIGHTS).exists() else (kept,):
+        write_text(place / PLAN, made.text(), "rewrite")
 
 
 def _measured(model: nn.Module, student: nn.Module, made: Plan, budget: Budget, inputs: tuple[Any, ...],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from reconv.errors import conv_error
+from reconv.writing import told
 
 FILE, BOARD = "log.jsonl", "tensorboard"
 LOGS = ("json", BOARD)
@@ -27,8 +29,9 @@ def logger(folder: Path | None, kind: str = "json") -> Log | None:
     board = _board(folder) if kind == BOARD else None
 
     def log(event: dict[str, Any]) -> None:
-        with (folder / FILE).open("a") as file:
-            file.write(json.dumps(event) + "\n")
+        with told(folder / FILE, "log"), (folder / FILE).open("ab+") as file:
+            torn = file.tell() and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"  # the disk was full
+            file.write(b"\n" * bool(torn) + json.dumps(event).encode() + b"\n")
         if board is not None:
             _draw(board, event)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reconv.data import Batch, Feed, seeded
 from reconv.errors import conv_error
 from reconv.planning.plan import Plan
+from reconv.rewriting.folder import alone
 from reconv.rewriting.processes import PRECISIONS, processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
 from reconv.rewriting.training import Log, Progress, Recovery, trainable
@@ -80,7 +81,7 @@ def recover(
              ema: decay of a moving average of the weights, which is judged and returned in their place; 0: none.
     Returns: a new module, in the modes of `student` and on its device.
     Raises:  ConvError: for data that is empty, not finite or of another kind, outputs that cannot be compared, and a
-             checkpoint that cannot be written, read, or was made with other settings.
+             checkpoint that cannot be written, read, was made with other settings, or is another process's.
     """
     _check_settings(epochs=epochs, batch_size=batch_size, lr=lr)
     check_training(precision, ema)
@@ -89,10 +90,12 @@ def recover(
         return copied
     train, held = _parts(Feed.of(data, example_inputs), holdout, seed)
     home = next((p.device for p in copied.parameters()), torch.device("cpu"))
+    folder = None if checkpoint is None else Path(checkpoint)
     job = None
     try:
         with (torch.inference_mode(False), processes(precision, copied) as joined, seeded(seed, {joined.device}),
-              evaluating(copied), trainable(copied.to(joined.device)) as parameters):  # fmt: skip
+              alone(folder if joined.main else None, "recover"), evaluating(copied),
+              trainable(copied.to(joined.device)) as parameters):  # fmt: skip
             train, held = train.on(joined.device), held.on(joined.device)
             teacher = to_layout(clone(model), layout_of(copied)).to(joined.device).eval()  # both from now on run alike
             few = next(iter(train.batches(batch_size))).rows(slice(2))
@@ -105,7 +108,7 @@ def recover(
                 Watched(copied, names), Teacher(teacher, names), Teacher(teacher, ()), train, held, evaluate,
                 settings, parameters, joined, home,
                 patience=max(3, epochs // 2) if patience is None else patience,
-                folder=None if checkpoint is None else Path(checkpoint),
+                folder=folder,
                 progress=_nothing if silent or progress is None else progress,
                 log=_nothing if silent or log is None else log,
             )  # fmt: skip

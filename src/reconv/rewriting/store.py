@@ -23,9 +23,11 @@ from reconv.planning.plan import Plan
 from reconv.reporting.front import front_svg
 from reconv.reporting.page import page
 from reconv.reporting.seen import Seen
+from reconv.rewriting.folder import alone, placed, together
 from reconv.rewriting.references import build_model, build_trusted
-from reconv.rewriting.weights import fit, read_weights, replacing, save_weights
+from reconv.rewriting.weights import fit, read_weights, save_weights
 from reconv.surgery.fingerprint import structure_hash, update
+from reconv.writing import told, write_text
 
 FORMAT = 1
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
@@ -43,23 +45,24 @@ def save_run(
     config: Mapping[str, Any],
     seen: Seen | None = None,
 ) -> None:
-    """Writes a run folder; each file appears whole or not at all.
+    """Writes a run folder, all of it or nothing: until it is written, the folder is as it was.
 
     Args:    config: what the run was asked to do. `config["model"]` is {"ref", "hash"} of the network that it began
              with; without it, `plan.model` is.
              seen: what the report shows of both networks at work.
-    Raises:  ConvError: when the network's state dict holds what safetensors cannot. OSError: as the disk has it.
+    Raises:  ConvError: when the network's state dict holds what safetensors cannot, another process works in the
+             folder, or (an OSError too) the disk does not take it.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = write_config(folder, {"model": dict(plan.model), **config})
-    write_text(folder / PLAN, plan.text())
-    if plan.alternatives:
-        save_front(folder / FRONT, plan)
-    save_weights(model, folder / WEIGHTS)
-    write_json(folder / SUMMARY, {"format": FORMAT, "before": before and before.to_dict(),
+    with alone(folder, "save"), told(folder, "save"), together(folder) as new:
+        config = write_config(new, {"model": dict(plan.model), **config})
+        write_text(new / PLAN, plan.text())
+        if plan.alternatives:
+            save_front(new / FRONT, plan)
+        save_weights(model, new / WEIGHTS)
+        write_json(new / SUMMARY, {"format": FORMAT, "before": before and before.to_dict(),
                                    "after": after and after.to_dict(), "error": error})  # fmt: skip
-    write_text(folder / REPORT, page(before, after, plan, config, error, seen))
+        write_text(new / REPORT, page(before, after, plan, config, error, seen))
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 def is_run(path: str | Path) -> bool:
     """Whether the path is a run folder."""
-    return (Path(path) / CONFIG).is_file()
+    return placed(Path(path), CONFIG).is_file()
 
 
 def load(
@@ -197,11 +200,6 @@ def versions() -> dict[str, str]:
     return {"reconv": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def write_text(path: Path, text: str) -> None:
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
 
@@ -219,13 +217,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _inside(folder: Path, name: str) -> Path:
     """A file of the run folder; a link that leads out of it is none."""
-    path = folder / name
+    path = placed(folder, name)
     if not path.is_file():
         stopped = name in (WEIGHTS, SUMMARY) and (folder / CHECKPOINT).exists()
         raise conv_error("load", f"a run folder must hold {name}", got={"folder": folder}, also=FileNotFoundError,
                          do="Its run was stopped: finish it with --resume." if stopped
                          else "Give the folder that reconv rewrite wrote.")  # fmt: skip
-    if path.resolve().parent != folder.resolve():
+    if path.resolve().parent != path.parent.resolve():
         raise conv_error("load", f"{name} must lie in the run folder", got={"leads to": path.resolve()},
                          also=PermissionError)  # fmt: skip
     return path

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,29 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from reconv.errors import ConvError, conv_error
+from reconv.writing import replacing
 
 UNSET = (UninitializedParameter, UninitializedBuffer)
 ALIASES = "aliases"  # metadata: {name: the name under which the same tensor is stored}, as JSON
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour of `path` to write to; it takes the place of `path` only once all went well."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        os.chmod(part, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -61,7 +39,8 @@ def save_weights(model: nn.Module, path: Path) -> None:
             save_file(_apart(stored), part, {"format": "pt", ALIASES: json.dumps(aliases, sort_keys=True)})
     except SafetensorError as error:  # its name for a full disk, among others
         raise conv_error("save", "the weights must be writable", got={"file": path, "error": repr(str(error))},
-                         also=OSError) from error  # fmt: skip
+                         also=OSError, do="Free some space, or choose another folder; what stood there stands.",
+                         ) from error  # fmt: skip
 
 
 def _identity(tensor: Tensor) -> object:

@@ -15,6 +15,7 @@ from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
 from reconv.surgery.sites import ConvCall, chosen
 from reconv.surgery.trace import Trace
+from reconv.writing import write_bytes
 
 CHANNELS = 10
 LEGEND = (
@@ -57,7 +58,7 @@ class FeatureMaps(Mapping[str, Tensor]):
         if not isinstance(channels, int) or channels < 1:
             raise conv_error("feature_maps", "channels must be an integer >= 1", got={"channels": channels},
                              also=ValueError)  # fmt: skip
-        Path(path).write_bytes(self._drawn(channels))
+        write_bytes(path, self._drawn(channels), "feature_maps")
 
     def _drawn(self, channels: int) -> bytes:
         rows = [_row(name, self.calls[name], tensor, channels) for name, tensor in self.items()]
