@@ -13,6 +13,9 @@ import typer
 from reconv.errors import ConvError, conv_error
 
 
+MOST_YAML = 2**20  # bytes of a --config file
+
+
 class Format(StrEnum):
     """Of what goes to stdout."""
 
@@ -46,8 +49,13 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > MOST_YAML:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, and may have {MOST_YAML:,}")
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it must repeat nothing by *name")  # a few lines of which stand for billions
+        held = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise conv_error("config", "the file must be readable YAML",
                          got={"file": path, "error": repr(" ".join(str(error).split()))}) from error  # fmt: skip
     if not isinstance(held, dict | None):
@@ -63,7 +71,7 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
 def _as_flag(key: str, value: Any) -> Any:
     """As it would be written on the command line; a list may stand for commas, and names for NAME=VALUE."""
     if isinstance(value, dict):
-        value = [f"{name}={part}" for name, part in value.items()]
+        value = [f"{name}={part}" if isinstance(part, str | int | float) else part for name, part in value.items()]
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str | int | float) for part in parts):
         raise conv_error("config", "a value must be text, a number, or a list of such", got={key: type(value).__name__})

@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import read_json
 from reconv.planning.considered import Considered
 from reconv.planning.wishes import Wish, Wishes
 from reconv.shown import show
@@ -224,8 +225,8 @@ class Plan:
 def read_plan_json(path: str | Path) -> Any:
     """What a file holds; raises ConvError where it is no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return read_json(Path(path))
+    except (OSError, ValueError) as error:
         raise _wrong("the file must hold a plan as JSON", {"path": path, "error": repr(str(error))}) from error
 
 

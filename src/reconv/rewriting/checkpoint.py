@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reconv.errors import conv_error
+from reconv.files import check_stored
 from reconv.rewriting.weights import replacing
 
 FILE = "recovery.pt"
@@ -43,9 +43,10 @@ def read_checkpoint(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]
     if not path.exists():
         return None
     try:
+        check_stored(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["settings"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        found = dict(state["settings"])
+    except Exception as error:  # whatever a damaged file brings about
         raise conv_error("recover", "the checkpoint must be readable", also=ValueError,
                          got={"checkpoint": path, "error": repr(str(error).partition("\n")[0])},
                          do="Delete it to begin anew.") from error  # fmt: skip

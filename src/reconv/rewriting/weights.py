@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import parse_json
 
 UNSET = (UninitializedParameter, UninitializedBuffer)
 ALIASES = "aliases"  # metadata: {name: the name under which the same tensor is stored}, as JSON
@@ -102,7 +103,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
-            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+            aliases = parse_json((file.metadata() or {}).get(ALIASES, "{}"))
             return tensors | {alias: tensors[name] for alias, name in aliases.items()}
     except FileNotFoundError as error:
         raise conv_error("weights", "the file must exist", got={"file": path}, also=FileNotFoundError) from error
