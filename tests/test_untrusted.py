@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import yaml
@@ -102,15 +101,19 @@ def bomb_of_zeros(path: Path) -> None:
     zipped(path, held | {name: bytes(2**28)}, zipfile.ZIP_DEFLATED)
 
 
-def lying_zip(path: Path) -> None:
-    """Its directory claims that each of its entries is as large as a zip can say."""
-    torch.save({"0.weight": torch.zeros(4)}, path)
-    raw = bytearray(path.read_bytes())
-    at = raw.find(b"PK\x01\x02")
-    while at >= 0:
-        raw[at + 20 : at + 28] = struct.pack("<II", 2**32 - 2, 2**32 - 2)
-        at = raw.find(b"PK\x01\x02", at + 4)
-    path.write_bytes(raw)
+def lying(save):
+    """An archive whose directory claims that each of its entries is as large as a zip can say."""
+
+    def write(path: Path) -> None:
+        save(path)
+        raw = bytearray(path.read_bytes())
+        at = raw.find(b"PK\x01\x02")
+        while at >= 0:
+            raw[at + 24 : at + 28] = struct.pack("<I", 2**32 - 2)
+            at = raw.find(b"PK\x01\x02", at + 4)
+        path.write_bytes(raw)
+
+    return write
 
 
 def overlapping(path: Path) -> None:
@@ -135,13 +138,12 @@ def calling(opcodes: bytes):
     return write
 
 
-def beyond(path: Path) -> None:
-    """A tensor of 8 GiB over a storage of 16 bytes: torch makes it larger."""
-    torch.save({"0.weight": torch.zeros(4)}, path)
-    held = entries(path)
-    name = next(name for name in held if name.endswith("data.pkl"))
-    assert b"K\x04\x85" in held[name]
-    zipped(path, held | {name: held[name].replace(b"K\x04\x85", b"J" + struct.pack("<i", LARGE // 4 - 1) + b"\x85", 1)})
+def legacy(path: Path) -> None:
+    """A tensor of 8 GiB over a storage of 16 bytes, which torch makes larger in its old format."""
+    torch.save({"0.weight": torch.zeros(4)}, path, _use_new_zipfile_serialization=False)
+    raw = path.read_bytes()
+    assert raw.count(b"K\x04\x85") == 1
+    path.write_bytes(raw.replace(b"K\x04\x85", b"J" + struct.pack("<i", LARGE // 4 - 1) + b"\x85"))
 
 
 def safetensors(header: dict | bytes, data: bytes = b"", length: int | None = None):
@@ -158,14 +160,15 @@ def graph(path: Path, weight: TensorProto) -> None:
         [helper.make_node("Conv", ["x", "w"], ["y"])], "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], [weight])  # fmt: skip
-    path.write_bytes(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString())
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
 
 
 def external(location: str, linked: str | None = None):
     """Weights that lie in another file."""
 
     def write(path: Path) -> None:
-        weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[4, 3, 3, 3], data_location=TensorProto.EXTERNAL)
+        weight = TensorProto(name="w", data_type=1, dims=[4, 3, 3, 3], data_location=TensorProto.EXTERNAL)
         for key, value in (("location", location), ("offset", "0"), ("length", "432")):
             weight.external_data.add(key=key, value=value)
         (path.parent.parent / "secret").write_bytes(bytes(range(256)) * 2)
@@ -184,14 +187,6 @@ def pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-def compressed(path: Path) -> None:
-    """2 GiB of zeros in 2 MiB."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w", force_zip64=True) as entry:
-        np.lib.format.write_array_header_1_0(entry, {"descr": "|u1", "fortran_order": False, "shape": (1, 2**31)})
-        for _ in range(2**7):
-            entry.write(bytes(2**24))
-
-
 def headed(path: Path) -> None:
     """A few bytes under a header of 8 GiB."""
     memory = io.BytesIO()
@@ -208,11 +203,15 @@ WEIGHTS = {
     "code.pt": (lambda p: torch.save({"a": Bomb(p.parent)}, p), "tensors only, no code"),
     "raw.pt": (lambda p: p.write_bytes(pickle.dumps(Bomb(p.parent))), "tensors only, no code"),
     "zeros.pt": (bomb_of_zeros, "must not be compressed"),
-    "lying.pt": (lying_zip, "claim .* bytes, and it has"),
+    "lying.pt": (lying(lambda p: torch.save({"0.weight": torch.zeros(4)}, p)), "claim .* bytes, and it has"),
     "overlapping.pt": (overlapping, "claim .* bytes, and it has"),
     "bytes.pt": (calling(b"c__builtin__\nbytearray\nJ\x00\x00\x00\x7f\x85R"), "memory by bytearray"),
     "eval.pt": (calling(b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R"), "tensors only, no code"),
-    "beyond.pt": (beyond, "its numbers in the file.*0.weight"),
+    "beyond.pt": (
+        calling(b"}X\x08\x00\x00\x000.weightctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85Rs"),
+        "its numbers in the file.*0.weight",
+    ),
+    "legacy.pt": (legacy, "whole checkpoint"),
     "pipe.pt": (pipe, "must exist"),
     "length.safetensors": (safetensors(b"{}", length=2**62), "whole and safetensors"),
     "short.safetensors": (safetensors(b"{}", length=LARGE), "whole and safetensors"),
@@ -238,12 +237,17 @@ MODELS = {
 }  # fmt: skip
 DATA = {
     "code.npz": (objects, "plain arrays"),
-    "zeros.npz": (compressed, "unpacks to"),
+    "zeros.npz": (lying(lambda p: np.savez_compressed(p, x=np.zeros((4, 9)))), "unpacks to"),
     "header.npz": (headed, "plain arrays"),
     "pipe.npz": (pipe, "no regular file"),
 }
-READERS = {".pt": lambda p: load_weights(network(), p), ".safetensors": lambda p: load_weights(network(), p),
-           ".pt2": lambda p: resolve(str(p)), ".onnx": lambda p: resolve(str(p)), ".npz": lambda p: load_data(str(p))}  # fmt: skip
+READERS = {
+    ".pt": lambda p: load_weights(network(), p),
+    ".safetensors": lambda p: load_weights(network(), p),
+    ".pt2": lambda p: resolve(str(p)),
+    ".onnx": lambda p: resolve(str(p)),
+    ".npz": lambda p: load_data(str(p)),
+}
 FILES = WEIGHTS | MODELS | DATA
 
 
@@ -259,8 +263,8 @@ def test_a_file_made_for_harm_is_refused(tmp_path, name):
     assert not (path.parent / "ran").exists()
 
 
-HEAVY = ("zeros.pt", "lying.pt", "overlapping.pt", "bytes.pt", "beyond.pt", "offsets.safetensors", "shape.safetensors",
-         "repeated.pt2", "claimed.onnx", "zeros.npz", "header.npz")  # fmt: skip
+HEAVY = ("zeros.pt", "lying.pt", "overlapping.pt", "bytes.pt", "beyond.pt", "legacy.pt", "offsets.safetensors",
+         "shape.safetensors",         "repeated.pt2", "claimed.onnx", "zeros.npz", "header.npz")  # fmt: skip
 
 
 def test_no_file_takes_more_memory_than_it_has_bytes(tmp_path):
@@ -405,7 +409,8 @@ CONFIGS = {
     "merges": "a: &a {x: 1}\nb: &b {<<: [*a, *a]}\nbudget: {<<: [*b, *b]}",
     "depth": "budget: " + DEEP,
     "lists of lists": "budget: {latency: [[[1]]]}",
-    "size": "# " + "x" * 2**20,
+    "size": "# " + "x" * 2**18,
+    "depth in lines": "budget: " + "- " * 50_000 + "1",
     "no text": "\0",
 }
 

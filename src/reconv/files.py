@@ -1,4 +1,4 @@
-"""Files that others may have written, read within bounds: a small one must not ask for more memory than it has bytes."""
+"""Files that others may have written, read within bounds: a small one must not ask for large memory."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ import typer
 
 from reconv.errors import ConvError, conv_error
 
-
-MOST_YAML = 2**20  # bytes of a --config file
+MOST_YAML, DEEPEST = 2**18, 8  # bytes of a --config file, and lists within lists
 
 
 class Format(StrEnum):
@@ -52,8 +51,7 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
         if path.stat().st_size > MOST_YAML:
             raise ValueError(f"it has {path.stat().st_size:,} bytes, and may have {MOST_YAML:,}")
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ValueError("it must repeat nothing by *name")  # a few lines of which stand for billions
+        _check_flat(text)
         held = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise conv_error("config", "the file must be readable YAML",
@@ -66,6 +64,22 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
         raise conv_error("config", "each name must be that of a flag", got={"unknown": ", ".join(unknown)},
                          do=f"This command knows {', '.join(flags)}.")  # fmt: skip
     return {key: _as_flag(key, value) for key, value in named.items() if value is not None}
+
+
+def _check_flat(text: str) -> None:
+    """No repetition, a few lines of which stand for billions, and no depth, in which the parser is slow."""
+    import yaml
+
+    begins = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
+              yaml.BlockMappingStartToken)  # fmt: skip
+    ends = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, begins) - isinstance(token, ends)
+        if depth > DEEPEST:
+            raise ValueError(f"it must not be nested more than {DEEPEST} times")
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("it must repeat nothing by *name")
 
 
 def _as_flag(key: str, value: Any) -> Any:
