@@ -188,7 +188,9 @@ class Plan:
         if not isinstance(data, Mapping):
             raise _wrong("a plan is a JSON object", {"type": type(data).__name__})
         if data.get("format") != FORMAT:
-            raise _wrong(f"format must be {FORMAT}", {"format": data.get("format")})
+            raise _wrong(
+                f"format must be {FORMAT}", {"format": data.get("format")}, "Upgrade reconv to read a newer one."
+            )
         known = {name: _typed(data, name) for name in _TYPES if name in data}
         sites = known.get("model", {}).get("sites", {})
         if not isinstance(sites, dict) or not all(isinstance(text, str) for text in sites.values()):
@@ -234,8 +236,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _wrong(must: str, got: Mapping[str, object]) -> ConvError:
-    return conv_error("Plan", must, got=got, also=ValueError)
+def _wrong(must: str, got: Mapping[str, object], do: str = "") -> ConvError:
+    return conv_error("Plan", must, got=got, do=do, also=ValueError)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

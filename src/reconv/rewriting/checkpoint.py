@@ -15,6 +15,7 @@ from reconv.files import check_stored
 from reconv.rewriting.weights import replacing
 
 FILE = "recovery.pt"
+FORMAT = 1
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -23,7 +24,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:  ConvError: (an OSError too) when the disk does not take it; the earlier checkpoint stands.
     """
     memory = io.BytesIO()
-    torch.save(dict(state), memory)
+    torch.save({"format": FORMAT, **state}, memory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / FILE) as part:
@@ -50,6 +51,10 @@ def read_checkpoint(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]
         raise conv_error("recover", "the checkpoint must be readable", also=ValueError,
                          got={"checkpoint": path, "error": repr(str(error).partition("\n")[0])},
                          do="Delete it to begin anew.") from error  # fmt: skip
+    if state.get("format", FORMAT) != FORMAT:
+        raise conv_error("recover", f"the format of the checkpoint must be {FORMAT}", also=ValueError,
+                         got={"checkpoint": path, "format": state["format"]},
+                         do="Upgrade reconv to read a newer one, or delete it to begin anew.")  # fmt: skip
     changed = [name for name in settings if found.get(name) != settings[name]]
     if changed:
         now = ", ".join(f"{name}={found.get(name)}" for name in changed)

@@ -90,6 +90,7 @@ def read_run(folder: str | Path) -> Run:
         raise _broken(path, error) from error
     path = _inside(folder, SUMMARY)
     held = _read_json(path)
+    _check_format(held, "summary")
     try:
         before, after = (None if held[name] is None else from_dict(held[name]) for name in ("before", "after"))
         error_then = None if held["error"] is None else float(held["error"])
@@ -124,10 +125,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:  ConvError: when it is missing, no JSON object, or of a newer format.
     """
     config = _read_json(_inside(Path(folder), CONFIG))
-    if config.get("format") != FORMAT:
-        raise conv_error("load", f"the format of the run folder must be {FORMAT}", got={"format": config.get("format")},
-                         do="Upgrade reconv to read a newer one.", also=ValueError)  # fmt: skip
+    _check_format(config, "run folder")
     return config
+
+
+def _check_format(held: Mapping[str, Any], what: str) -> None:
+    if held.get("format") != FORMAT:
+        raise conv_error("load", f"the format of the {what} must be {FORMAT}", got={"format": held.get("format")},
+                         do="Upgrade reconv to read a newer one.", also=ValueError)  # fmt: skip
 
 
 def is_run(path: str | Path) -> bool:
