@@ -7,7 +7,7 @@ HASHED := --no-deps --require-hashes
 # two processes with one thread each: two threads in one process wait for each other more than they compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
-.PHONY: help setup demo test sanitize lint docs browser format coverage
+.PHONY: help setup demo test sanitize gate lint docs browser format coverage
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make test      set up everything, lint, run every test'
 	@echo 'make setup     all that development needs, in .venv'
 	@echo 'make sanitize  the kernels, every access checked'
+	@echo 'make gate      the speed of kernels against PyTorch, compared with its floors'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      the book, in build/site'
 	@echo 'make format    let ruff rewrite the code'
@@ -27,6 +28,11 @@ demo: .venv/.package
 
 test: lint docs sanitize browser
 	$(PYTEST)
+	$(BIN)/python benchmarks/gate.py
+
+# whether kernels are still as much faster than PyTorch as they were; after the tests, when nothing else runs
+gate: .venv/.ready
+	$(BIN)/python benchmarks/gate.py
 
 # the case table of the kernels with every access and every operation checked
 sanitize: .venv/.ready

@@ -1,6 +1,7 @@
 """What the library's own code must not do: nothing in it turns data into code, but for the calls that are listed."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,13 @@ def test_what_is_forbidden_is_seen(line, what):
 )  # fmt: skip
 def test_what_is_harmless_is_not(line):
     assert found_in(line) == set()
+
+
+def test_every_claim_on_security_names_tests_that_are_there():
+    page = (SOURCE.parents[1] / "SECURITY.md").read_text(encoding="utf-8")
+    named = re.findall(r"`tests/(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) > 12
+    for file, test in named:
+        assert f"\ndef {test}(" in (Path(__file__).parent / file).read_text(encoding="utf-8"), (file, test)
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    assert all("::test_" in row for row in rows)

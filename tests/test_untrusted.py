@@ -359,8 +359,9 @@ def test_a_run_folder_writes_and_reads_in_itself_alone(tmp_path, monkeypatch):
     """What the operating system is asked to open while it is read, and read again as report."""
     folder, seen = run(tmp_path / "run"), set()
     sys.addaudithook(lambda event, args: event == "open" and recording and seen.add(str(args[0])))
-    recording = True
+    recording, searched = True, list(sys.path)
     load(folder)
+    assert sys.path == searched
     read_run_or_config(folder)
     recording = False
     inside = {path for path in seen if path.startswith(str(tmp_path))}
