@@ -90,7 +90,7 @@ def read_run(folder: str | Path) -> Run:
         raise _broken(path, error) from error
     path = _inside(folder, SUMMARY)
     held = _read_json(path)
-    _check_format(held, "summary")
+    _check_format(held, SUMMARY)
     try:
         before, after = (None if held[name] is None else from_dict(held[name]) for name in ("before", "after"))
         error_then = None if held["error"] is None else float(held["error"])
@@ -125,13 +125,13 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:  ConvError: when it is missing, no JSON object, or of a newer format.
     """
     config = _read_json(_inside(Path(folder), CONFIG))
-    _check_format(config, "run folder")
+    _check_format(config, "the run folder")
     return config
 
 
 def _check_format(held: Mapping[str, Any], what: str) -> None:
     if held.get("format") != FORMAT:
-        raise conv_error("load", f"the format of the {what} must be {FORMAT}", got={"format": held.get("format")},
+        raise conv_error("load", f"the format of {what} must be {FORMAT}", got={"format": held.get("format")},
                          do="Upgrade reconv to read a newer one.", also=ValueError)  # fmt: skip
 
 
