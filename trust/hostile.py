@@ -1,4 +1,4 @@
-"""Damaged and forged files of every kind that reconv reads.
+"""Damaged and forged files of every kind that reconv reads, and hostile bytes to the explorer.
 
     python trust/hostile.py [--cases 2000] [--kinds pt,npz] [--seed 0]
 
@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +305,44 @@ def tried(kind: str, count: int, seed: int) -> dict[str, object]:
             "failures": len(failures), "refused": refused, "kind": kind, "examples": failures[:3]}  # fmt: skip
 
 
+# -- the explorer -----------------------------------------------------------------------------------------------------
+REQUEST = (b"GET /panel?kind=separable&dims=2&k=3&ic=6&oc=6&numbers=1 HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+           b"Origin: http://127.0.0.1\r\nAccept: text/html\r\nConnection: close\r\n\r\n")  # fmt: skip
+
+
+def asked(count: int, seed: int) -> dict[str, object]:
+    """A server in this process, and spoilt requests to it; every hundredth, a sound one must be answered."""
+    from reconv.explorer.app import app, server
+
+    failures: list[dict[str, object]] = []
+    statuses: Counter[str] = Counter()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving, port = server(app()), listening.getsockname()[1]
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of each request that is none
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        for number in range(count):
+            chance = random.Random(f"request {seed} {number}")
+            status = answer(port, spoilt(REQUEST, chance), 0.1)
+            statuses[status] += 1
+            if status.startswith("5") or (number % 100 == 0 and answer(port, REQUEST, 60) != "200"):
+                failures.append({"case": number, "failed": status or "the next request was not answered"})
+        serving.should_exit = True
+        thread.join(30)
+    return {"what": "spoilt requests to the explorer: answered, refused or hung up on, and the next one served",
+            "tried": count, "failures": len(failures), "statuses": dict(sorted(statuses.items())),
+            "kind": "request", "examples": failures[:3]}  # fmt: skip
+
+
+def answer(port: int, raw: bytes, patience: float) -> str:
+    """The status; empty where there was none in time."""
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as one, suppress(TimeoutError, ConnectionError):
+        one.sendall(raw)
+        one.settimeout(patience)
+        return one.recv(64)[9:12].decode("latin-1")
+    return ""
+
+
 def environment() -> dict[str, str]:
     path = os.pathsep.join(
         filter(None, (str(HERE.parents[1] / "src"), str(HERE.parents[1] / "tests"), os.environ.get("PYTHONPATH")))
@@ -312,10 +355,13 @@ def environment() -> dict[str, str]:
     }
 
 
+ALL = ",".join([*KINDS, "request"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cases", type=int, default=CASES)
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--kinds", default=ALL)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", nargs=5, metavar=("KIND", "FIRST", "LAST", "SEED", "FILE"))
     given = parser.parse_args()
@@ -325,9 +371,12 @@ def main() -> None:
         return
     rows = []
     for kind in given.kinds.split(","):
-        rows.append(tried(kind, max(1, int(given.cases * KINDS[kind][3])), given.seed))
+        if kind == "request":
+            rows.append(asked(given.cases, given.seed))
+        else:
+            rows.append(tried(kind, max(1, int(given.cases * KINDS[kind][3])), given.seed))
         print(rows[-1]["what"], rows[-1]["tried"], rows[-1]["failures"], flush=True)
-        if given.kinds == ",".join(KINDS):
+        if given.kinds == ALL:
             keep("hostile", rows, seed=given.seed)
     shutil.rmtree(CACHE, ignore_errors=True)
 
