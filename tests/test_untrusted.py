@@ -323,6 +323,8 @@ RUNS = {
     "a hub": (named("timm:hf-hub:someone/something"), "reference: "),
     "a folder of timm's": (named("timm:local-dir:{folder}"), "reference: "),
     "code of transformers": (named("transformers:{folder}/hub"), "transformers"),
+    "a file of the system": (named("/etc/passwd"), "reference: "),
+    "a device": (named("/dev/zero.pt2"), "must exist"),
     "itself": (named("{folder}/run"), "begin with itself"),
     "no text": (named(["net.py:make"]), "names no network"),
     "weights elsewhere": (linked("model.safetensors"), "must lie in the run folder"),
