@@ -55,7 +55,7 @@ def held(monkeypatch, *rows: gate.Row) -> list[tuple[str, float]]:
         measured.append((line, seconds))
         return min(1.0, 0.1 * len(measured))
 
-    monkeypatch.setattr(gate, "read", lambda: (results.results_isa(), list(rows)))
+    monkeypatch.setattr(gate, "read", lambda: (results.results_isa(), gate.machine(), list(rows)))
     monkeypatch.setattr(gate, "ratio", ratio)
     return measured
 
@@ -83,14 +83,23 @@ def test_another_choice_of_kernel_is_told(monkeypatch):
 
 def test_another_instruction_set_is_said_and_not_timed(monkeypatch, capsys):
     measured = held(monkeypatch, row(9.0), gate.Row(gate.CALL, "contiguous", "torch", 1.0, 9.0))
-    monkeypatch.setattr(gate, "read", lambda: ("another", [row(9.0)]))
+    monkeypatch.setattr(gate, "read", lambda: ("another", gate.machine(), [row(9.0)]))
     gate.check()
     assert "there is nothing to compare times with" in capsys.readouterr().out
     assert measured == []
 
 
+def test_on_another_processor_half_of_a_floor_counts(monkeypatch, capsys):
+    measured = held(monkeypatch, row(0.5))
+    monkeypatch.setattr(gate, "machine", lambda: f"another{len(measured)}")
+    monkeypatch.setattr(gate, "read", lambda: (results.results_isa(), "a machine", [row(0.5)]))
+    assert gate.check() == []
+    assert "0.5 of each counts" in capsys.readouterr().out
+    assert len(measured) == 3
+
+
 def test_there_is_a_floor_for_every_case():
-    isa, rows = gate.read()
+    isa, _, rows = gate.read()
     assert results.has_table(isa)
     assert [(one.problem, one.layout) for one in rows] == [*gate.CASES, (gate.CALL, "contiguous")]
     assert all(one.floor == pytest.approx(gate.SHARE * one.measured, abs=0.01) for one in rows)
