@@ -43,12 +43,12 @@ CASES = (
     ("ic96oc96k7x7p3g96 1x96x28x28 bfloat16", "contiguous"),
     ("ic144oc144k31p15g144 1x144x250", "contiguous"),
     ("ic256oc256k4s2p1g256t 1x256x500", "contiguous"),
-    ("ic1oc1k11x11p5 1x1x256x256", "contiguous"),
-    ("ic32oc1k3x3p1 1x32x128x128", "channels_last"),
+    ("ic1oc32k7p3 1x1x24000", "contiguous"),
+    ("ic8oc8k5x5p2 1x8x28x28", "channels_last"),
     ("ic3oc64k3x3p1 1x3x64x64", "channels_last"),
     ("ic1oc16k3x3x3p1 1x1x32x32x32", "contiguous"),
-    ("ic256oc256k31p15g256 1x256x400 input float64", "contiguous"),
-    ("ic512oc512k7p3g512 4x512x250 weight", "contiguous"),
+    ("ic32oc16k3x3x3s2p1top1 1x32x16x16x16", "channels_last"),
+    ("ic256oc256k4p3g256 1x256x512 weight bfloat16", "contiguous"),
 )
 UNMEASURED = ("torch", "direct")  # what may compute a problem where nothing was measured
 CALL = "a call of the entrance with a map so small that PyTorch computes it"  # what choosing costs
