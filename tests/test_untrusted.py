@@ -239,6 +239,7 @@ DATA = {
     "code.npz": (objects, "plain arrays"),
     "zeros.npz": (lying(lambda p: np.savez_compressed(p, x=np.zeros((4, 9)))), "unpacks to"),
     "header.npz": (headed, "plain arrays"),
+    "bytes.npz": (lambda p: zipped(p, {"x.npy": b"no array"}), "must hold numbers"),
     "pipe.npz": (pipe, "no regular file"),
 }
 READERS = {

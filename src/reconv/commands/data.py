@@ -81,7 +81,7 @@ def _npz(path: Path, scaling: Scaling) -> TensorDataset:
     try:
         check_unpacked(path)
         with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in ("x", "y") if name in held}
+            arrays = {name: np.asarray(held[name]) for name in ("x", "y") if name in held}  # what is no array is bytes
     except Exception as error:  # whatever a damaged archive brings about
         raise conv_error("data", "the file must be a whole .npz of plain arrays",
                          got={"file": path, "error": repr(str(error))}, also=ValueError) from error  # fmt: skip
