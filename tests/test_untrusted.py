@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,13 @@ def headed(path: Path) -> None:
     zipped(path, {"x.npy": memory.getvalue() + bytes(64)})
 
 
+def image(head: bytes):
+    """A PNG with this first chunk and nothing else."""
+    chunk = b"IHDR" + head
+    raw = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(head)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return lambda path: path.write_bytes(raw)
+
+
 def objects(path: Path) -> None:
     np.savez(path, x=np.array([Bomb(path.parent)], dtype=object))
 
@@ -240,6 +248,8 @@ DATA = {
     "zeros.npz": (lying(lambda p: np.savez_compressed(p, x=np.zeros((4, 9)))), "unpacks to"),
     "header.npz": (headed, "plain arrays"),
     "bytes.npz": (lambda p: zipped(p, {"x.npy": b"no array"}), "must hold numbers"),
+    "head.png": (image(bytes(5)), "must be readable"),
+    "wide.png": (image(struct.pack(">IIBBBBB", 10**5, 10**5, 8, 0, 0, 0, 0)), "must be readable"),
     "pipe.npz": (pipe, "no regular file"),
 }
 READERS = {
@@ -248,6 +258,7 @@ READERS = {
     ".pt2": lambda p: resolve(str(p)),
     ".onnx": lambda p: resolve(str(p)),
     ".npz": lambda p: load_data(str(p)),
+    ".png": lambda p: load_data(str(p.parent), (1, 1, 6, 8)),
 }
 FILES = WEIGHTS | MODELS | DATA
 
