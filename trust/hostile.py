@@ -5,7 +5,8 @@
 A sound file of each kind is spoilt at random: bits turned, numbers made extreme, parts cut out, doubled, swapped, words
 put in. Whatever becomes of it must be read, or refused by a ConvError. A failure is another error, a crash of the
 process, a read that runs a program, unpickles, connects, or writes anywhere; or one that takes 1 GiB more than before.
-Each kind is read in a process of its own, which goes on behind what made it crash. Writes trust/results/hostile.json.
+Each kind is read in a process of its own, which goes on behind what made it crash. Writes
+trust/results/hostile.json, in which other kinds keep their rows.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from told import keep
+from told import held, keep
 from torch import nn
 
 from reconv.errors import ConvError
@@ -369,15 +370,14 @@ def main() -> None:
         kind, first, last, seed, told = given.work
         work(kind, int(first), int(last), int(seed), Path(told))
         return
-    rows = []
+    rows = {row["kind"]: row for row in held("hostile").get("rows", [])}
     for kind in given.kinds.split(","):
         if kind == "request":
-            rows.append(asked(given.cases, given.seed))
+            rows[kind] = asked(given.cases, given.seed)
         else:
-            rows.append(tried(kind, max(1, int(given.cases * KINDS[kind][3])), given.seed))
-        print(rows[-1]["what"], rows[-1]["tried"], rows[-1]["failures"], flush=True)
-        if given.kinds == ALL:
-            keep("hostile", rows, seed=given.seed)
+            rows[kind] = tried(kind, max(1, int(given.cases * KINDS[kind][3])), given.seed)
+        print(rows[kind]["what"], rows[kind]["tried"], rows[kind]["failures"], flush=True)
+        keep("hostile", [rows[each] for each in ALL.split(",") if each in rows], seed=given.seed)
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
