@@ -4,10 +4,10 @@
     python benchmarks/gate.py --write    measures anew and puts the floors into benchmarks/floors.json
 
 A row is a problem, a layout, the kernel that dispatch takes, PyTorch's time over that kernel's, both on one thread and
-called in turn (the least of five), and the floor: half of it. Where the ratio is below its floor it is measured again, longer, up
-to six times: a busy machine slows both sides, and what it slows by chance is not slow each time. Only the instruction
-set of the floors is measured; on any other the gate says so and looks at the choice of kernels alone. On another
-processor of that instruction set, whose ratios are others, half of each floor counts.
+called in turn (the least of five), and the floor: half of it. Where the ratio is below its floor it is measured again,
+longer, up to six times: a busy machine slows both sides, and what it slows by chance is not slow each time. Only the
+instruction set of the floors is measured; on any other the gate says so and looks at the choice of kernels alone. On
+another processor of that instruction set, whose ratios are others, half of each floor counts.
 """
 
 from __future__ import annotations
