@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 PINS   := -c requirements/dev.txt
+HASHED := --no-deps --require-hashes
 # two processes with one thread each: two threads in one process wait for each other more than they compute
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
 
-.PHONY: help setup demo test sanitize lint docs browser format coverage
+.PHONY: help setup demo test sanitize gate lint docs browser format coverage
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +15,7 @@ help:
 	@echo 'make test      set up everything, lint, run every test'
 	@echo 'make setup     all that development needs, in .venv'
 	@echo 'make sanitize  the kernels, every access checked'
+	@echo 'make gate      the speed of kernels against PyTorch, compared with its floors'
 	@echo 'make lint      ruff, mypy, import-linter'
 	@echo 'make docs      the book, in build/site'
 	@echo 'make format    let ruff rewrite the code'
@@ -26,6 +28,11 @@ demo: .venv/.package
 
 test: lint docs sanitize browser
 	$(PYTEST)
+	$(BIN)/python benchmarks/gate.py
+
+# whether kernels are still as much faster than PyTorch as they were; after the tests, when nothing else runs
+gate: .venv/.ready
+	$(BIN)/python benchmarks/gate.py
 
 # the case tables of the kernels with every access and every operation checked; left out: what starts other processes
 # with the same table, or measures the process's memory, of which the sanitizer takes its own
@@ -58,21 +65,20 @@ format: .venv/.ready
 coverage: .venv/.ready browser
 	$(PYTEST) --cov --cov-report=term-missing
 
-# The environment, in three steps, each with its stamp. torch comes first: whatever asks for it later finds it there.
-.venv/.torch: requirements/dev.txt
+# The environment, in three steps, each with its stamp. What is installed must have a known hash (requirements/pins.py),
+# torch apart, of which machines have different builds. What it needs is there before it, and it before what needs it.
+.venv/.torch: requirements/dev.txt requirements/hashes/package.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'reconv needs Python 3.11 or newer: make PYTHON=python3.12 …' >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo 'No virtual environment could be made: apt-get install python3-venv' >&2; exit 1; }
-	$(PIP) $$(grep '^torch==' requirements/dev.txt)
+	$(PIP) $(HASHED) -r requirements/hashes/package.txt
+	$(PIP) $(PINS) $$(grep '^torch==' requirements/dev.txt)
 	@touch $@
 
-.venv/.package: .venv/.torch pyproject.toml requirements/nets.txt CMakeLists.txt $(wildcard csrc/*)
-	$(PIP) $(PINS) scikit-build-core cmake ninja
-	$(PIP) $(PINS) --no-build-isolation -e '.[onnx]'
-	$(PIP) --no-deps $$(grep '^mlxtend==' requirements/nets.txt)
+.venv/.package: .venv/.torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/.ready: .venv/.package
-	$(PIP) $(PINS) --no-build-isolation -e '.[onnx,pictures,explore,dev,docs]'
-	$(PIP) --no-deps -r requirements/nets.txt
+.venv/.ready: .venv/.package requirements/hashes/ready.txt
+	$(PIP) $(HASHED) -r requirements/hashes/ready.txt
 	@touch $@

@@ -220,7 +220,7 @@ def test_csv(awkward):
 def test_markdown(awkward):
     lines = awkward.to_markdown().splitlines()
     assert len(lines) == 2 + 1 + 2
-    assert "<script>\\|x" in lines[2]
+    assert "&lt;script>\\|x" in lines[2]
     assert {line.replace("\\|", "").count("|") for line in lines} == {len(COLUMNS) + 1}
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from reconv.plain import plain
+
 
 class ConvError(Exception):
     """A request that cannot be served. Says what must hold, what it got and what to do.
@@ -28,7 +30,7 @@ def conv_error(
     """
     text = f"{name}: {must}"
     if got:
-        text += "; got " + ", ".join(f"{key}={value}" for key, value in got.items())
+        text += "; got " + ", ".join(f"{key}={plain(str(value))}" for key, value in got.items())
     text += "."
     if do:
         text += " " + do

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import check_stored
 from reconv.rewriting.references import FORMS, Reference, build_model
 from reconv.rewriting.store import is_run, load
 from reconv.rewriting.weights import fit, read_weights
@@ -73,6 +74,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise conv_error("weights", "the file must exist", got={"file": path}, also=FileNotFoundError)
     try:
+        check_stored(path)
         held = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise conv_error("weights", "the file must hold tensors only, no code; nothing of it was run",
@@ -81,7 +83,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise conv_error("weights", "the file must be a whole checkpoint",
                          got={"file": path, "error": _first_line(error)}, also=ValueError) from error  # fmt: skip
-    return _state_dict(held, path)
+    return _held(_state_dict(held, path), path)
 
 
 def _state_dict(held: Any, path: Path) -> dict[str, Tensor]:
@@ -92,6 +94,17 @@ def _state_dict(held: Any, path: Path) -> dict[str, Tensor]:
             return {str(name): tensor for name, tensor in candidate.items()}
     raise conv_error("weights", "the file must hold a state dict: names and tensors",
                      got={"file": path, "type": type(held).__name__}, also=TypeError)  # fmt: skip
+
+
+def _held(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, all of whose numbers are in the file: torch makes room for those that are not."""
+    beyond = [name for name, tensor in tensors.items()
+              if tensor.layout is not torch.strided or tensor.is_meta
+              or tensor.untyped_storage().nbytes() > path.stat().st_size]  # fmt: skip
+    if beyond:
+        raise conv_error("weights", "every tensor must be plain, and its numbers in the file",
+                         got={"file": path, "tensor": repr(beyond[0])}, also=ValueError)  # fmt: skip
+    return tensors
 
 
 def _renamed(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import check_unpacked
 from reconv.rewriting.references import Reference, call, load_callable
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -79,9 +79,10 @@ def _scaling(mean: Sequence[float], std: Sequence[float]) -> Scaling:
 def _npz(path: Path, scaling: Scaling) -> TensorDataset:
     """Arrays x (N, C, *spatial) and, if there, y (N, …)."""
     try:
+        check_unpacked(path)
         with np.load(path, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in ("x", "y") if name in held}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            arrays = {name: np.asarray(held[name]) for name in ("x", "y") if name in held}  # what is no array is bytes
+    except Exception as error:  # whatever a damaged archive brings about
         raise conv_error("data", "the file must be a whole .npz of plain arrays",
                          got={"file": path, "error": repr(str(error))}, also=ValueError) from error  # fmt: skip
     if "x" not in arrays or any(a.dtype.kind not in "buif" for a in arrays.values()):
@@ -151,7 +152,7 @@ def _images(folder: Path) -> list[Path]:
 def _opened(file: Path, whole: bool = True) -> Any:
     """The image; its head only (size and mode) unless it is to be read as a whole."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise conv_error("data", "images are read by the package Pillow", got={"error": repr(str(error))},
                          do="pip install pillow.", also=ImportError) from error  # fmt: skip
@@ -159,7 +160,7 @@ def _opened(file: Path, whole: bool = True) -> Any:
         image = Image.open(file)
         if whole:
             image.load()
-    except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # whatever a damaged image brings about
         raise conv_error("data", "the image must be readable", got={"file": file, "error": repr(str(error))},
                          also=ValueError) from error  # fmt: skip
     return image

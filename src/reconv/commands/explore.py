@@ -38,9 +38,7 @@ def explore(
     import webbrowser
 
     try:
-        import uvicorn
-
-        from reconv.explorer.app import app
+        from reconv.explorer.app import app, server
     except ImportError as error:
         raise conv_error("explore", "the page is served by starlette and uvicorn", got={"error": repr(str(error))},
                          do="pip install 'reconv[explore]'.", also=ImportError) from error  # fmt: skip
@@ -50,7 +48,7 @@ def explore(
         say(f"{address}  (Ctrl+C ends it)")
         if open:
             webbrowser.open(address)
-        uvicorn.Server(uvicorn.Config(app(given), log_level="warning")).run(sockets=[listening])
+        server(app(given)).run(sockets=[listening])
 
 
 def _given(

@@ -12,6 +12,8 @@ import typer
 
 from reconv.errors import ConvError, conv_error
 
+MOST_YAML, DEEPEST = 2**18, 8  # bytes of a --config file, and lists within lists
+
 
 class Format(StrEnum):
     """Of what goes to stdout."""
@@ -46,7 +48,11 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MOST_YAML:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, and may have {MOST_YAML:,}")
+        text = path.read_text(encoding="utf-8")
+        _check_flat(text)
+        held = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise conv_error("config", "the file must be readable YAML",
                          got={"file": path, "error": repr(" ".join(str(error).split()))}) from error  # fmt: skip
@@ -60,10 +66,26 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
     return {key: _as_flag(key, value) for key, value in named.items() if value is not None}
 
 
+def _check_flat(text: str) -> None:
+    """No repetition, a few lines of which stand for billions, and no depth, in which the parser is slow."""
+    import yaml
+
+    begins = (yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken, yaml.BlockSequenceStartToken,
+              yaml.BlockMappingStartToken)  # fmt: skip
+    ends = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, begins) - isinstance(token, ends)
+        if depth > DEEPEST:
+            raise ValueError(f"it must not be nested more than {DEEPEST} times")
+        if isinstance(token, yaml.AliasToken):
+            raise ValueError("it must repeat nothing by *name")
+
+
 def _as_flag(key: str, value: Any) -> Any:
     """As it would be written on the command line; a list may stand for commas, and names for NAME=VALUE."""
     if isinstance(value, dict):
-        value = [f"{name}={part}" for name, part in value.items()]
+        value = [f"{name}={part}" if isinstance(part, str | int | float) else part for name, part in value.items()]
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str | int | float) for part in parts):
         raise conv_error("config", "a value must be text, a number, or a list of such", got={key: type(value).__name__})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reconv.commands.options import Format
+from reconv.plain import cell, plain
 
 WIDE = 200  # columns of a table that is written to a file
 
@@ -30,12 +31,12 @@ class Sheet:
 
     def to_csv(self) -> str:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.heads, *self.rows])
+        csv.writer(out, lineterminator="\n").writerows([list(map(plain, row)) for row in (self.heads, *self.rows)])
         return out.getvalue()
 
     def to_markdown(self) -> str:
         lines = [self.heads, ["---"] * len(self.heads), *self.rows]
-        return "".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |\n" for line in lines)
+        return "".join("| " + " | ".join(map(cell, line)) + " |\n" for line in lines)
 
     def __rich__(self) -> Any:
         from rich.table import Table
@@ -45,7 +46,7 @@ class Sheet:
         for head in self.heads:
             table.add_column(head, overflow="fold")
         for row in self.rows:
-            table.add_row(*map(Text, row))  # as it is: a layer's name is no markup
+            table.add_row(*(Text(plain(cell)) for cell in row))  # as it is: a layer's name is no markup
         return table
 
 
@@ -74,7 +75,7 @@ def emit(result: Any, wanted: Format | None) -> None:
 def say(text: str, each: bool = False) -> None:
     """One line on stderr, of the first process or of each."""
     if each or first():
-        print(" ".join(text.split()), file=sys.stderr, flush=True)
+        print(" ".join(plain(text).split()), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from rich.console import Console, ConsoleOptions
 from rich.markup import escape
 from rich.table import Table
 
+from reconv.plain import cell, plain
+from reconv.plain import escape as escaped
 from reconv.spec import ConvSpec
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def as_csv(summary: Summary) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in summary.rows:
-        writer.writerow(["" if (v := getattr(row, n)) is None else _text(v) for n in COLUMNS])
+        writer.writerow(["" if (v := getattr(row, n)) is None else plain(_text(v)) for n in COLUMNS])
     return out.getvalue()
 
 
@@ -120,7 +121,7 @@ def as_markdown(summary: Summary) -> str:
     """A Markdown table with the totals."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+        return "| " + " | ".join(map(cell, cells)) + " |"
 
     rule = line(["---"] * 6 + ["---:"] * 5)
     return "\n".join([line(COLUMNS), rule, *(line(c) for c in _cells(summary))]) + "\n"
@@ -151,16 +152,17 @@ class Fitting:
 def as_table(summary: Summary, without: Sequence[str] = ()) -> Table:
     """The rows and totals as a rich table."""
     timed = summary.target is not None
+    title = f"convolutions, timed on {summary.target}" if timed else "convolutions"
     shown = [column for column in SHOWN if column[0] not in without and (timed or column[0] != "latency_ms")]
     left_out = [head for name, head in SHOWN if name in without]
     table = Table(
-        title=escape(f"convolutions, timed on {summary.target}") if timed else "convolutions", title_justify="left",
+        title=escape(plain(title)), title_justify="left",
         caption=f"no room for: {', '.join(left_out)}" if left_out else None, caption_justify="left",
     )  # fmt: skip
     for name, head in shown:
         table.add_column(head, justify="left" if name in ("name", "kind", "spec") else "right", overflow="fold")
     for row in summary.rows:
-        table.add_row(*(escape(_short(name, getattr(row, name))) for name, _ in shown))
+        table.add_row(*(escape(plain(_short(name, getattr(row, name)))) for name, _ in shown))
     table.add_section()
     for title, totals in (("all convolutions", summary.total), ("whole network", summary.network)):
         cells = [title if name == "name" else _total_cell(totals, name) for name, _ in shown]
@@ -193,7 +195,7 @@ def as_html(summary: Summary) -> str:
 
     def line(cells: Sequence[str], tag: str) -> str:
         styles = [""] * 6 + [' style="text-align: right"'] * 5  # words, then figures
-        parts = (f"<{tag}{style}>{html.escape(c)}</{tag}>" for c, style in zip(cells, styles, strict=True))
+        parts = (f"<{tag}{style}>{escaped(c)}</{tag}>" for c, style in zip(cells, styles, strict=True))
         return "<tr>" + "".join(parts) + "</tr>"
 
     head = line([c.replace("_", " ") for c in COLUMNS], "th")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from itertools import product
 
 from reconv.drawing import example
@@ -27,6 +26,7 @@ from reconv.drawing.flow import (
 )
 from reconv.drawing.formula import Terms, formula
 from reconv.drawing.sheets import Look, Marks, Sheets, draw
+from reconv.plain import escape
 from reconv.spec import Block, ConvSpec, Deform, Gate, Permute, PixelShuffle, Shuffle, describe
 
 MOST_FRAMES = 49

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from reconv.drawing.figure import COLOURS
+from reconv.plain import escape
 
 WIDTH, HEIGHT = 400, 300  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 44

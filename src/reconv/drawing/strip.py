@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from reconv.drawing.figure import COLOURS
+from reconv.plain import escape
 
 WIDTH, HEIGHT, TITLE, LEGEND = 1000, 52, 24, 24  # of the picture; of a strip, the line above it, a row of the legend
 THIN = 3  # what is narrower is drawn with its neighbours

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import uvicorn
 from anyio import to_thread
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.applications import Starlette
@@ -28,6 +29,7 @@ from reconv.reporting.drawn import OFFSETS
 HERE = Path(__file__).parent
 HOSTS = ["127.0.0.1", "localhost"]
 LONGEST_QUERY = 2000
+LONGEST_HEAD = 2**14  # bytes of a request's headers
 THREADS = 6
 PREFIXES = ("", "b.")
 HEADERS = {
@@ -72,8 +74,15 @@ def app(given: Sequence[Given] = ()) -> Starlette:
         Route("/favicon.ico", lambda request: RedirectResponse("/static/icon.svg")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    guards = [Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False), Middleware(Guard)]
+    guards = [Middleware(Guard), Middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)]
     return Starlette(routes=routes, middleware=guards, lifespan=_few_threads)
+
+
+def server(served: Starlette) -> uvicorn.Server:
+    """What serves the page, to this machine: no proxy speaks for others, and heads of requests are short."""
+    return uvicorn.Server(uvicorn.Config(
+        served, log_level="warning", http="h11", h11_max_incomplete_event_size=LONGEST_HEAD, proxy_headers=False,
+        server_header=False))  # fmt: skip
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import read_json
 from reconv.planning.considered import Considered
 from reconv.planning.wishes import Wish, Wishes
 from reconv.shown import show
@@ -188,7 +189,9 @@ class Plan:
         if not isinstance(data, Mapping):
             raise _wrong("a plan is a JSON object", {"type": type(data).__name__})
         if data.get("format") != FORMAT:
-            raise _wrong(f"format must be {FORMAT}", {"format": data.get("format")})
+            raise _wrong(
+                f"format must be {FORMAT}", {"format": data.get("format")}, "Upgrade reconv to read a newer one."
+            )
         known = {name: _typed(data, name) for name in _TYPES if name in data}
         sites = known.get("model", {}).get("sites", {})
         if not isinstance(sites, dict) or not all(isinstance(text, str) for text in sites.values()):
@@ -225,8 +228,8 @@ class Plan:
 def read_plan_json(path: str | Path) -> Any:
     """What a file holds; raises ConvError where it is no JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json(Path(path))
+    except (OSError, ValueError) as error:
         raise _wrong("the file must hold a plan as JSON", {"path": path, "error": repr(str(error))}) from error
 
 
@@ -234,8 +237,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _wrong(must: str, got: Mapping[str, object]) -> ConvError:
-    return conv_error("Plan", must, got=got, also=ValueError)
+def _wrong(must: str, got: Mapping[str, object], do: str = "") -> ConvError:
+    return conv_error("Plan", must, got=got, do=do, also=ValueError)
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

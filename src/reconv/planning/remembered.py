@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from reconv.files import read_json
 from reconv.ruleset import Rule
 from reconv.surgery.fingerprint import update
 from reconv.targets.cache import cache_folder
@@ -39,7 +40,7 @@ class Remembered:
         self.grown = False
         try:
             if self.path is not None and self.path.exists():
-                held = json.loads(self.path.read_text(encoding="utf-8"))
+                held = read_json(self.path)
                 self.known = held if isinstance(held, dict) else {}
         except (OSError, ValueError, RecursionError):
             pass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from html import escape
 from typing import Any
 
+from reconv.plain import escape
 from reconv.reporting.html import table
 
 ARGUMENTS = ("budget", "target", "rules", "epochs", "holdout", "seed")  # of reconv.rewrite, that a run notes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from reconv.costing.summary import Row, Summary
 from reconv.drawing.blocks import svg
 from reconv.errors import ConvError
+from reconv.plain import escape
 from reconv.planning.considered import TAKEN, Considered
 from reconv.planning.plan import Plan
 from reconv.reporting.changes import Change, by_site, changes

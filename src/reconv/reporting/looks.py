@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 from reconv.drawing.heat import over
 from reconv.drawing.maps import tiles
 from reconv.errors import ConvError
+from reconv.plain import escape
 from reconv.reporting.html import fold, image, named, number
 from reconv.reporting.seen import Seen, View
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from reconv.costing.summary import Summary, Totals
+from reconv.plain import escape
 from reconv.planning.plan import Plan
 from reconv.reporting.again import again
 from reconv.reporting.costs import LATENCY, costs_svg, unit_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import read_json
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _vision_types(transformers: Any) -> dict[str, list[Any]]:
 def _of_folder(transformers: Any, folder: Path) -> Any:
     """What save_pretrained wrote: of the class that its config.json names, weights from safetensors only."""
     try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+        named = read_json(folder / "config.json").get("architectures") or [""]
         kind = getattr(transformers, str(named[0]), None)
         if kind is None or not issubclass(kind, transformers.PreTrainedModel):
             raise conv_error("model", "config.json must name a class of transformers", also=ValueError,

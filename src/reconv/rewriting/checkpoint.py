@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from reconv.errors import conv_error
+from reconv.files import check_stored
 from reconv.writing import told, write_bytes
 
 FILE = "recovery.pt"
+FORMAT = 1
 
 
 def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
@@ -23,7 +24,7 @@ def write_checkpoint(folder: Path, state: Mapping[str, Any]) -> None:
     Raises:  ConvError: (an OSError too) when the disk does not take it; the earlier checkpoint stands.
     """
     memory = io.BytesIO()
-    torch.save(dict(state), memory)
+    torch.save({"format": FORMAT, **state}, memory)
     with told(folder, "recover"):
         folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / FILE, memory.getbuffer(), "recover")
@@ -38,12 +39,17 @@ def read_checkpoint(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]
     if not path.exists():
         return None
     try:
+        check_stored(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        found = state["settings"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        found = dict(state["settings"])
+    except Exception as error:  # whatever a damaged file brings about
         raise conv_error("recover", "the checkpoint must be readable", also=ValueError,
                          got={"checkpoint": path, "error": repr(str(error).partition("\n")[0])},
                          do="Delete it to begin anew.") from error  # fmt: skip
+    if state.get("format", FORMAT) != FORMAT:
+        raise conv_error("recover", f"the format of the checkpoint must be {FORMAT}", also=ValueError,
+                         got={"checkpoint": path, "format": state["format"]},
+                         do="Upgrade reconv to read a newer one, or delete it to begin anew.")  # fmt: skip
     changed = [name for name in settings if found.get(name) != settings[name]]
     if changed:
         now = ", ".join(f"{name}={found.get(name)}" for name in changed)

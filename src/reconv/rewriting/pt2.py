@@ -13,6 +13,7 @@ import operator
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import check_stored
 from reconv.rewriting.raised import layer_of
 
 MAJOR = 8  # of the schema that torch.export.save has written since PyTorch 2.8
@@ -28,6 +30,7 @@ DTYPES = {1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torc
           13: torch.bfloat16}  # fmt: skip
 FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d, 4: torch.preserve_format}
 STRIDED = 7
+SMALL = 2**24  # bytes of a tensor that may repeat its numbers
 ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)", re.ASCII)
 PATH = re.compile(r"\w+(\.\w+)*", re.ASCII)  # fx writes it into source code
 NUMBERS = ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "eq", "ne", "lt", "le", "gt", "ge")
@@ -46,10 +49,11 @@ def read_pt2(path: Path) -> nn.Module:
              what are no tensors, or has operators other than ATen's (the first is named).
     """
     try:
+        if not path.exists():
+            raise conv_error("pt2", "the file must exist", got={"file": path}, also=FileNotFoundError)
+        check_stored(path)
         with zipfile.ZipFile(path) as archive:
             return _Reader(archive).network()
-    except FileNotFoundError as error:
-        raise conv_error("pt2", "the file must exist", got={"file": path}, also=FileNotFoundError) from error
     except ConvError:
         raise
     except Exception as error:  # whatever a damaged file brings about
@@ -115,9 +119,10 @@ class _Reader:
             return loaded.detach()
         told = meta["tensor_meta"]
         size, stride = ([each["as_int"] for each in told[axis]] for axis in ("sizes", "strides"))
-        if not data:
-            return torch.zeros(size, dtype=DTYPES[told["dtype"]])
-        flat = torch.frombuffer(bytearray(data), dtype=DTYPES[told["dtype"]])
+        dtype = DTYPES[told["dtype"]]
+        if prod(size) * dtype.itemsize > max(len(data), SMALL):  # by strides of 0
+            raise ValueError(f"{entry!r} has {len(data):,} bytes, and claims a tensor of {size}")
+        flat = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.zeros(0, dtype=dtype)
         return flat.as_strided(size, stride, told["storage_offset"]["as_int"])
 
     def store(self, name: str, path: str, held: Mapping[str, Tensor], kind: str) -> None:

@@ -168,7 +168,8 @@ def _is_foreign(file: str) -> bool:
 
 
 def _module(reference: Reference) -> ModuleType:
-    _importable(Path.cwd())
+    if not reference.is_ours:
+        _importable(Path.cwd())
     try:
         return importlib.import_module(reference.place)
     except (Exception, SystemExit) as error:

@@ -17,6 +17,7 @@ from reconv import __version__
 from reconv.costing.render import from_dict
 from reconv.costing.summary import Summary
 from reconv.errors import ConvError, conv_error
+from reconv.files import read_json
 from reconv.planning.edits import restructure
 from reconv.planning.made_for import differing
 from reconv.planning.plan import Plan
@@ -26,10 +27,12 @@ from reconv.reporting.seen import Seen
 from reconv.rewriting.folder import alone, placed, together
 from reconv.rewriting.references import build_model, build_trusted
 from reconv.rewriting.weights import fit, read_weights, save_weights
+from reconv.spec import in_channels, params
 from reconv.surgery.fingerprint import structure_hash, update
 from reconv.writing import told, write_text
 
 FORMAT = 1
+LARGER = 64  # times: what an exact rule folds away later is not in the folder
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
 LOG, CHECKPOINT, FRONT = "log.jsonl", "checkpoint", "front"
 
@@ -90,6 +93,7 @@ def read_run(folder: str | Path) -> Run:
         raise _broken(path, error) from error
     path = _inside(folder, SUMMARY)
     held = _read_json(path)
+    _check_format(held, SUMMARY)
     try:
         before, after = (None if held[name] is None else from_dict(held[name]) for name in ("before", "after"))
         error_then = None if held["error"] is None else float(held["error"])
@@ -124,10 +128,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     Raises:  ConvError: when it is missing, no JSON object, or of a newer format.
     """
     config = _read_json(_inside(Path(folder), CONFIG))
-    if config.get("format") != FORMAT:
-        raise conv_error("load", f"the format of the run folder must be {FORMAT}", got={"format": config.get("format")},
-                         do="Upgrade reconv to read a newer one.", also=ValueError)  # fmt: skip
+    _check_format(config, "the run folder")
     return config
+
+
+def _check_format(held: Mapping[str, Any], what: str) -> None:
+    if held.get("format") != FORMAT:
+        raise conv_error("load", f"the format of {what} must be {FORMAT}", got={"format": held.get("format")},
+                         do="Upgrade reconv to read a newer one.", also=ValueError)  # fmt: skip
 
 
 def is_run(path: str | Path) -> bool:
@@ -147,6 +155,7 @@ def load(
     folder = Path(folder)
     config = read_config(folder)
     plan, weights = Plan.load(_inside(folder, PLAN)), read_weights(_inside(folder, WEIGHTS))
+    _check_sizes(plan, sum(tensor.numel() for tensor in weights.values()))
     named = config.get("model")
     named = named if isinstance(named, Mapping) else {}
     structure = base_of(base, named.get("ref"), trust_code)
@@ -159,6 +168,15 @@ def load(
     model = restructure(structure, plan)
     fit(model, weights, folder / WEIGHTS, same_dtype=True)
     return model.eval()
+
+
+def _check_sizes(plan: Plan, held: int) -> None:
+    """No layer of the plan, which is made before its weights are put in, has far more of them than the folder holds."""
+    for edit in plan.edits:
+        if (size := params(edit.block, in_channels(edit.block) or 1)) > LARGER * held + 2**20:
+            raise conv_error("load", "the plan's layers must be those of the weights", also=ValueError,
+                             got={"site": edit.site, "its weights": size, "in the folder": held},
+                             do="Give the folder that reconv rewrite wrote.")  # fmt: skip
 
 
 def base_of(base: nn.Module | Callable[[], nn.Module] | None, ref: object, trust_code: bool) -> nn.Module:
@@ -206,8 +224,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = read_json(path)
+    except (OSError, ValueError) as error:
         raise conv_error("load", "the file must be readable JSON", got={"file": path, "error": repr(str(error))},
                          also=ValueError) from error  # fmt: skip
     if not isinstance(data, dict):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from reconv.errors import ConvError, conv_error
+from reconv.files import parse_json
 from reconv.writing import replacing
 
 UNSET = (UninitializedParameter, UninitializedBuffer)
@@ -81,7 +82,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
-            aliases = json.loads((file.metadata() or {}).get(ALIASES, "{}"))
+            aliases = parse_json((file.metadata() or {}).get(ALIASES, "{}"))
             return tensors | {alias: tensors[name] for alias, name in aliases.items()}
     except FileNotFoundError as error:
         raise conv_error("weights", "the file must exist", got={"file": path}, also=FileNotFoundError) from error
