@@ -35,13 +35,17 @@ def _part(name: str, data: Mapping[str, Any]) -> str:
 
 
 def _cells(row: Mapping[str, Any]) -> Iterable[str]:
-    return str(row["what"]).replace("|", "\\|"), f"{row['tried']:,}", str(row["failures"])
+    isa = row.get("isa", "avx512")
+    of = "" if isa == "avx512" or isa in row["what"] else f" (kernels for {isa})"
+    return f"{row['what']}{of}", f"{row['tried']:,}", str(row["failures"])
 
 
 def command(name: str) -> str:
     """The script's own line of how it is run."""
     said = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return next(line.strip() for line in said.splitlines() if line.strip().startswith("python trust/"))
+    return next(
+        "python trust/" + line.partition("python trust/")[2] for line in said.splitlines() if "python trust/" in line
+    )
 
 
 if __name__ == "__main__":
