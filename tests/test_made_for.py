@@ -111,7 +111,8 @@ def test_edits_written_by_hand_that_do_not_fit(edit, message):
 
 
 def test_a_run_that_goes_on_with_another_network_says_so(plan, tmp_path):
-    plan.save(tmp_path / "plan.json")
+    (tmp_path / "checkpoint").mkdir()
+    plan.save(tmp_path / "checkpoint" / "plan.json")  # as an interrupted run leaves it
     with pytest.raises(ConvError, match="middle='expected ic16oc16k5x5, found ic16oc16k3x3'"):
         reconv.rewrite(network(**OTHERS["another kernel"][0]), IMAGE, "macs=0.5", target=FakeTarget(), out=tmp_path,
                        resume=True)  # fmt: skip

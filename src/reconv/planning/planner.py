@@ -290,8 +290,8 @@ class Planner:
             return max(other, one, key=lambda o: (self.bench.changes(o.edits), -o.latency_ratio))
         if self.budget.only_error:
             return min(other, one, key=lambda o: o.latency_ratio)
-        over = [self.excess(o) for o in (one, other)]
-        if misses[0] == 0 or max(over) <= NEAR * min([*over, *map(self.excess, self.points)]):
+        over = [self.excess(o) if misses[0] else 0.0 for o in (one, other)]
+        if not misses[0] or max(over) <= NEAR * min([*over, *map(self.excess, self.points)]):
             return one if one.error < other.error else other
         return one if over[0] < over[1] else other
 
