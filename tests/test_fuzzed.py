@@ -96,6 +96,15 @@ def test_no_detour_leads_where_onednn_crashes(text, shape):
                    for kernel in KERNELS[asked.op])  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["ic3oc1k3x2x3s1x1x2p1x1x0t", "ic1oc4k3x3x3"])
+def test_one_channel_in_3d_is_not_laid_out_otherwise(text):
+    """Of such a weight PyTorch cannot tell the layouts apart, and computes something else."""
+    known = problem.of_spec(parse(text), (2, parse(text).in_channels, 4, 5, 4), False, torch.float32, 1)
+    for asked in (known, *problem.gradients(known, known.y_stride)):
+        (relaid,) = (kernel for kernel in KERNELS[asked.op] if kernel.name == "torch, other layout")
+        assert "one channel in 3D" in relaid.refuse(asked)
+
+
 @pytest.mark.parametrize("text", ["se(2)", "shuffle(2)", "relu", "(relu | relu)", "ic1oc1k1", "pixel_shuffle(2)"])
 @pytest.mark.parametrize("shape", [(), (3,)], ids=str)
 def test_an_input_without_channels_is_told(shape, text):

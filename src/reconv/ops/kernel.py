@@ -186,9 +186,13 @@ def _relaid(problem: Problem) -> Run:
 
 
 def _refuse_relaid(problem: Problem) -> str | None:
-    """In bfloat16 channels_last PyTorch 2.13 gives wrong gradients to the weights of dilated groups."""
+    """In bfloat16 channels_last PyTorch 2.13 gives wrong gradients to the weights of dilated groups; in float32 wrong
+    values in 3D, where a weight of one channel is of both layouts.
+    """
     if _padded_beyond(problem):
         return BEYOND
+    if problem.dims == 3 and problem.groups == 1 and 1 in problem.w[:2]:
+        return "one channel in 3D, on which PyTorch in channels_last may be wrong"
     return None if problem.dtype in (torch.float32, torch.float64) else "the dtype must be float32 or float64"
 
 
