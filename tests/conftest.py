@@ -27,6 +27,16 @@ def own_cache_folder():
 
 
 @pytest.fixture
+def one_thread():
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def torch_alone(monkeypatch):
     """As on a processor where nothing was measured: PyTorch computes, but for the direct kernel."""
     from reconv.ops import convolve, results, ways

@@ -12,7 +12,7 @@ import pytest
 import recovering
 import torch
 from fakes import FakeTarget, grid
-from recovering import apart, same, student, teacher
+from recovering import apart, moved, network, same, student, teacher
 from torch import nn
 
 from reconv.planning.plan import Edit, Plan
@@ -23,13 +23,7 @@ from reconv.rewriting.store import load, read_config
 from reconv.ruleset import rule_named
 from reconv.surgery import find_sites
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 KILLS = {  # five steps an epoch, three epochs
@@ -124,12 +118,6 @@ MADE = torch.Generator().manual_seed(7)
 DATA = 2 * torch.randn(130, 3, 1, 1, generator=MADE) + torch.randn(130, 3, 9, 8, generator=MADE)  # four steps an epoch
 
 
-@torch.no_grad()
-def moved(net: nn.Module) -> float:
-    """A judge to whom what was trained longest is the best, so that the weights that come back have been trained."""
-    return float((net.get_submodule("9").weight - network()[9].weight).norm())
-
-
 JOB = {
     "evaluate": moved,
     "data": DATA,
@@ -139,15 +127,6 @@ JOB = {
     "stages": 2,
     "seed": 3,
 }
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    ).eval()  # fmt: skip
 
 
 def handmade(*args: object, **options: object) -> Plan:

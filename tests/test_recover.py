@@ -38,13 +38,7 @@ class Net(nn.Module):
         return self.shape(self.head(self.body(x).mean((2, 3))))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The networks are too small for more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")  # the networks are too small for more
 
 
 def teacher(**changes):

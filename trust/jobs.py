@@ -27,7 +27,7 @@ from reconv.targets.cache import LatencyCache, default_path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from fakes import FakeTarget, grid
-from recovering import SETTINGS, samples, student, teacher
+from recovering import SETTINGS, moved, network, samples, student, teacher
 
 IMAGE = grid(1, 3, 9, 8)
 TARGET = FakeTarget()
@@ -82,23 +82,8 @@ def checkpoint_reads(folder: Path) -> str | None:
 
 
 # -- the whole job --------------------------------------------------------------------------------
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    ).eval()  # fmt: skip
-
-
 def data() -> torch.Tensor:
     return torch.randn(40, 3, 9, 8, generator=torch.Generator().manual_seed(7))
-
-
-@torch.no_grad()
-def moved(net: nn.Module) -> float:
-    """A judge to whom what was trained longest is the best, so that the weights that come back were trained."""
-    return float((net.get_submodule("9").weight - network()[9].weight).norm())
 
 
 def rewritten(folder: Path, resume: bool, seed: int = 3) -> str:
