@@ -11,15 +11,15 @@ import fuzzed_folds
 import fuzzed_networks
 import pytest
 import torch
+from cases import whole_numbers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reconv import functional
 from reconv.commands.options import _read_yaml
 from reconv.errors import ConvError
-from reconv.ops import problem, ways
-from reconv.ops.dispatch import DIRECT, KERNELS
-from reconv.ops.kernel import TORCH
+from reconv.ops import kernel, problem, reference, ways
+from reconv.ops.dispatch import KERNELS
 from reconv.planning.plan import Plan
 from reconv.rewriting.store import read_config
 from reconv.spec import output_shape, parse
@@ -86,14 +86,40 @@ def test_what_is_no_weight_or_number_is_told(wrong, name):
     assert isinstance(caught.value, TypeError)
 
 
-@pytest.mark.parametrize("text, shape", [
+BEYOND = [
     ("ic28oc4k5x3s1x2p2x5d1x2g4", (3, 28, 13, 1)), ("ic2oc4k1x1x1s1x1x2p0x0x1g2", (1, 2, 2, 1, 1)),
-])  # fmt: skip
-def test_no_detour_leads_where_onednn_crashes(text, shape):
+    ("ic5oc8k2x3s1x2p2x5d1x2", (3, 5, 12, 1)), ("ic7oc14k3x1s3p2x1d1x3g7", (3, 7, 1, 2)), ("ic3oc5k2p2", (2, 3, 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text, shape", BEYOND)
+def test_windows_in_the_padding_alone_are_not_told_to_torch(text, shape):
+    """Which may end the process: it gets an input with zeros around it."""
     known = problem.of_spec(parse(text), shape, False, torch.float32, 1)
-    for asked in (known, *problem.gradients(known, known.y_stride)):
-        assert all(kernel in (TORCH, DIRECT) or not kernel.foreign or "oneDNN" in kernel.refuse(asked)
-                   for kernel in KERNELS[asked.op])  # fmt: skip
+    assert all(asked.even_padding is None for asked in (known, *problem.gradients(known, known.y_stride)))
+
+
+def last_within(tensor):
+    """Lies channels_last within a larger one."""
+    larger = tensor.new_zeros([n + 1 for n in tensor.shape]).movedim(1, -1).contiguous().movedim(-1, 1)
+    return larger[tuple(slice(n) for n in tensor.shape)].copy_(tensor)
+
+
+ONE_CHANNEL = [
+    ("ic1oc1k3x2x3s2x1x2p1x0x0d2x2x1", (2, 1, 7, 5, 4)), ("ic1oc3k2x3x3s3x1x2p1x2x0d1x2x1", (2, 1, 6, 9, 3)),
+    ("ic1oc3k3x3s1x3p2x0", (2, 1, 7, 4)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("laid", [last_within, torch.Tensor.contiguous], ids=["weight within", "weight dense"])
+@pytest.mark.parametrize("text, shape", [*BEYOND, *ONE_CHANNEL])
+def test_what_torch_computes_wrongly_or_not_at_all(text, shape, laid):
+    spec = parse(text).replace(bias=False)
+    x, w = whole_numbers(shape, 1).float(), whole_numbers(spec.weight_shape, 2).float()
+    wanted = torch.from_numpy(reference.run(spec, {"weight": w}, x))
+    given = (last_within(x), laid(w), None, spec.stride, spec.even_padding, spec.dilation, spec.groups)
+    assert torch.equal(getattr(functional, f"conv{spec.spatial_dims}d")(*given), wanted)
+    assert torch.equal(kernel.conv_by_torch(spec.spatial_dims, *given), wanted)
 
 
 @pytest.mark.parametrize("text", ["ic3oc1k3x2x3s1x1x2p1x1x0t", "ic1oc4k3x3x3"])
@@ -101,7 +127,7 @@ def test_one_channel_in_3d_is_not_laid_out_otherwise(text):
     """Of such a weight PyTorch cannot tell the layouts apart, and computes something else."""
     known = problem.of_spec(parse(text), (2, parse(text).in_channels, 4, 5, 4), False, torch.float32, 1)
     for asked in (known, *problem.gradients(known, known.y_stride)):
-        (relaid,) = (kernel for kernel in KERNELS[asked.op] if kernel.name == "torch, other layout")
+        (relaid,) = (way for way in KERNELS[asked.op] if way.name == "torch, other layout")
         assert "one channel in 3D" in relaid.refuse(asked)
 
 

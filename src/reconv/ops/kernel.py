@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reconv.ops.problem import Problem, Shape, flat_pads, has_sides
+from reconv.ops.problem import Problem, Shape, flat_pads, has_sides, is_mistaken, pads_beyond
 
 Size = int | Sequence[int]
 
@@ -39,10 +39,20 @@ class Kernel:
 # -- PyTorch, as it would do it -------------------------------------------------------------------
 def conv_by_torch(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
                   dilation: Size, groups: int) -> Tensor:  # fmt: skip
-    """torch.nn.functional's convolution, with a padding per side besides."""
+    """torch.nn.functional's convolution, with a padding per side besides; around two faults of PyTorch 2.13, `beyond`
+    and `is_mistaken`.
+    """
+    mistaken = False
+    if isinstance(input, Tensor) and isinstance(weight, Tensor) and weight.ndim == dims + 2:
+        padding = pads_beyond(weight.shape, padding, dilation) or padding
+        lie = (input.shape, input.stride()), (weight.shape, weight.stride())
+        mistaken = input.ndim == weight.ndim and is_mistaken(input.dtype, groups, *lie)
+        if mistaken:
+            input, weight = input.contiguous(), weight.contiguous()
     if has_sides(padding):
         input, padding = F.pad(input, flat_pads(padding)), 0
-    return CONV[dims](input, weight, bias, stride, padding, dilation, groups)
+    output = CONV[dims](input, weight, bias, stride, padding, dilation, groups)
+    return output.contiguous(memory_format=CHANNELS_LAST[dims]) if mistaken else output
 
 
 def transposed_by_torch(dims: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Any,
@@ -124,21 +134,11 @@ TORCH = Kernel("torch", torch_run, lambda problem: None, foreign=True)
 
 
 # -- the router: PyTorch by a detour that can be the shorter way ----------------------------------
-BEYOND = "windows lie in the padding alone, on which oneDNN may crash"
-
-
-def _padded_beyond(problem: Problem) -> bool:
-    each = zip(problem.padding, problem.dilation, problem.w[2:], strict=True)
-    return any(max(pair) > d * (k - 1) for pair, d, k in each)
-
-
 def _refuse_onednn(problem: Problem) -> str | None:
     if problem.op != "forward" or problem.transposed:
         return "it computes nothing but the forward pass"
     if problem.dtype != torch.float32:
         return "the dtype must be torch.float32"
-    if _padded_beyond(problem):
-        return BEYOND
     return None if torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available() else "oneDNN is switched off"
 
 
@@ -189,8 +189,6 @@ def _refuse_relaid(problem: Problem) -> str | None:
     """In bfloat16 channels_last PyTorch 2.13 gives wrong gradients to the weights of dilated groups; in float32 wrong
     values in 3D, where a weight of one channel is of both layouts.
     """
-    if _padded_beyond(problem):
-        return BEYOND
     if problem.dims == 3 and problem.groups == 1 and 1 in problem.w[:2]:
         return "one channel in 3D, on which PyTorch in channels_last may be wrong"
     return None if problem.dtype in (torch.float32, torch.float64) else "the dtype must be float32 or float64"

@@ -59,8 +59,12 @@ class Problem(NamedTuple):
 
     @property
     def even_padding(self) -> Shape | None:
-        """One number for each axis, where both sides have the same."""
-        return tuple(lo for lo, _ in self.padding) if all(lo == hi for lo, hi in self.padding) else None
+        """One number for each axis, where PyTorch can be told so: both sides have the same, and no window lies in
+        the padding alone.
+        """
+        if any(lo != hi for lo, hi in self.padding) or beyond(self.padding, self.w[2:], self.dilation):
+            return None
+        return tuple(lo for lo, _ in self.padding)
 
     def is_channels_last(self) -> bool:
         """Whether what is given and wanted lies with its channels innermost."""
@@ -196,6 +200,19 @@ def has_sides(padding: Any) -> bool:
     return isinstance(padding, tuple) and bool(padding) and isinstance(padding[0], tuple)
 
 
+def beyond(pads: Pads, kernel: Sequence[int], dilation: Shape) -> bool:
+    """Whether windows may lie in the padding alone. There F.conv2d of PyTorch 2.13 may end the process (oneDNN, with a
+    channels_last weight), so that zeros are put around the input first.
+    """
+    return any(max(pair) > d * (k - 1) for pair, d, k in zip(pads, dilation, kernel, strict=True))
+
+
+def pads_beyond(w: Shape, padding: Any, dilation: Any) -> Pads | None:
+    """(lo, hi) for each axis where windows may lie in the padding alone; None elsewhere."""
+    axes = _axes(len(w) - 2, w, 1, padding, dilation)
+    return axes[1] if axes is not None and beyond(axes[1], w[2:], axes[2]) else None
+
+
 def flat_pads(pairs: Sequence[tuple[int, int]]) -> list[int]:
     """(lo, hi) per axis in the order of F.pad, which begins with the last axis."""
     return [side for pair in reversed(pairs) for side in pair]
@@ -218,6 +235,16 @@ def is_channels_last(shape: Shape, strides: Shape) -> bool:
             return False
         least = strides[axis] * max(shape[axis], 1)
     return True
+
+
+def is_mistaken(dtype: torch.dtype, groups: int, *given: tuple[Shape, Shape]) -> bool:
+    """Whether input and weight have one channel, lie as PyTorch takes for channels_last, and are not dense. There
+    oneDNN in PyTorch 2.13 may give wrong values (where the last axis of the output is 1).
+    """
+    if groups != 1 or any(shape[1] != 1 for shape, _ in given) or not gives_channels_last(dtype, *given):
+        return False
+    return any(n > 1 and step != dense for shape, strides in given
+               for n, step, dense in zip(shape, strides, dense_strides(shape, False), strict=True))  # fmt: skip
 
 
 def channels_innermost(shape: Shape, strides: Shape) -> bool:

@@ -13,7 +13,7 @@ from reconv.ops import problem as problems
 from reconv.ops.dispatch import ORDINARY, alike, choose, saving_ms, worth_a_call
 from reconv.ops.kernel import CHANNELS_LAST, CONV, TORCH, Run, conv_by_torch, transposed_by_torch
 from reconv.ops.native import calls
-from reconv.ops.problem import Problem, are_numbers, channels_innermost, has_sides
+from reconv.ops.problem import Problem, are_numbers, channels_innermost, has_sides, is_mistaken
 
 OVERHEAD_MS = 0.03  # of a torch.autograd.Function, forward and backward
 
@@ -96,7 +96,9 @@ def ways(dims: int, shape: tuple[int, ...], strides: tuple[int, ...], weight: tu
     of_bias = (weight[:1], (1,)) if bias else True
     known = problems.forward(dims, shape, strides, weight, weight_stride, of_bias, stride, padding, dilation, groups,
                              dtype, threads)  # fmt: skip
-    if has_sides(padding):
+    if has_sides(padding) or (known is not None and (  # what conv_by_torch does otherwise than torch
+        known.even_padding is None or is_mistaken(dtype, groups, (shape, strides), (weight, weight_stride))
+    )):  # fmt: skip
         return Ways(known, lambda x, w, b: conv_by_torch(dims, x, w, b, stride, padding, dilation, groups))
     function = CONV[dims]
     return Ways(known, lambda x, w, b: function(x, w, b, stride, padding, dilation, groups))
