@@ -7,9 +7,12 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from commanded import DATA, MODEL, reconv
+from typer.testing import CliRunner
 
+from reconv.cli import app
 from reconv.planning.plan import Plan
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
@@ -65,3 +68,12 @@ def test_a_front_is_a_folder_of_plans_and_a_picture(here):
     assert "the budget macs=0.6 is" in shown.stderr
     reconv("plan", *JOB, "--front", 2, "-o", "deep/p.json")
     assert (here / "deep/p-front/1.json").is_file()
+
+
+@pytest.mark.parametrize("size, message", [(1 << 50, "Error: the job must fit in memory"), (-1, None)])
+def test_a_job_that_does_not_fit_in_memory_says_so(here, monkeypatch, size, message):
+    """For which torch has but a RuntimeError; any other one is ours, and shows where it was raised."""
+    monkeypatch.setattr("reconv.planning.make.plan", lambda *_, **__: torch.empty(size))
+    result = CliRunner().invoke(app, ["plan", *JOB])
+    assert (message in result.stderr) if message else isinstance(result.exception, RuntimeError)
+    assert result.exit_code == 1

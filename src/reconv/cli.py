@@ -23,6 +23,7 @@ from reconv.commands.summary import summary
 from reconv.errors import ConvError
 
 COMMANDS = (summary, plan, rewrite, recover, export, report, draw, explore, bench, kernels, demo)
+WANT_OF_MEMORY = "can't allocate memory"  # in a RuntimeError: torch has no kind of its own for it
 
 
 class Guarded(TyperGroup):
@@ -38,6 +39,11 @@ class Guarded(TyperGroup):
             raise  # whoever reads has had enough: not an error of ours
         except (ConvError, OSError, MemoryError) as error:
             say(f"Error: {error or type(error).__name__}", each=True)
+            raise typer.Exit(1) from None
+        except RuntimeError as error:
+            if WANT_OF_MEMORY not in str(error):
+                raise
+            say("Error: the job must fit in memory; got less than it needs. Give a smaller input, batch or network.")
             raise typer.Exit(1) from None
 
 

@@ -1,0 +1,133 @@
+"""Small errors are put into the code, one at a time, and the tests must notice: mutmut, on a sample of its mutants.
+
+    python -m pip install --target /tmp/mutmut --no-deps mutmut==3.8.1 libcst setproctitle coverage textual
+    python trust/mutants.py /tmp/mutmut [--each 200] [--seed 0] [--packages spec ruleset planning]
+
+For each package mutmut makes all its mutants in a copy (a `+` becomes a `-`, a default another one, a string another
+string), and learns which tests call which function. Of the mutants that are drawn, each is then tried by the tests that
+call its function, the quickest first, until one fails; `TESTS` are those of the package: other tests, those in
+processes of their own, and those of torch.compile, which cannot see through mutmut's switches, might find more. Nothing
+is left out of the count as of equal meaning.
+
+trust/results/mutants.json: a row a package: mutants tried, those that no test noticed as `failures`, and their names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import told
+
+from reconv.ops.native import _file
+
+ROOT = Path(__file__).parents[1]
+TESTS = {
+    "spec": "spec kinds kinds_laws kinds_refused laws layers receptive summary build names onnx_block features",
+    "ruleset": "rules rules_exact rules_smaller rules_stronger rules_refused rules_random rule_table norms regions "
+               "regions_rules dead_channels channels responses following subpixel split atrous sequence",
+    "planning": "planning planner wishes certain stages bounds made_for remembered additions compress rewrite",
+}  # fmt: skip
+SETTINGS = """[mutmut]
+source_paths=src/
+only_mutate=src/reconv/{package}/*
+also_copy=
+    tests
+    docs
+    benchmarks
+    trust
+    README.md
+pytest_add_cli_args_test_selection=
+    {tests}
+pytest_add_cli_args=
+    -k
+    not compile and not export
+process_isolation=forkserver
+timeout_multiplier=3
+timeout_constant=10
+"""
+# in the copy, whose reconv stands before an installed one; mutmut comes last, as it brings packages that are here too
+DRIVER = """import json, random, sys
+sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
+sys.path.append({folder!r})
+import mutmut.__main__ as mutmut
+from mutmut.runners.harness import PytestRunner
+from mutmut.state import state
+
+every = mutmut.collect_source_file_mutation_data
+plain = PytestRunner._pytest_args_regular_run
+chosen = []
+
+def some(*, mutant_names):
+    mutants, files = every(mutant_names=())
+    told = sorted(mutants, key=lambda mutant: mutant[1])
+    chosen[:] = random.Random({seed}).sample(told, min({each}, len(told)))
+    chosen.append(len(told))
+    return chosen[:-1], files
+
+def quickest_first(self, tests):
+    return plain(self, sorted(tests, key=lambda test: state().duration_by_test[test]))
+
+mutmut.collect_source_file_mutation_data = some
+PytestRunner._pytest_args_regular_run = quickest_first
+mutmut._run((), {workers})
+found = {{name: mutmut.status_by_exit_code[data.exit_code_by_key[name]] for data, name, _ in chosen[:-1]}}
+shown = {{name: mutmut.get_diff_for_mutant(name, path=data.path) for data, name, _ in chosen[:-1]
+         if found[name] in ("survived", "no tests")}}
+json.dump({{"all": chosen[-1], "found": found, "survivors": shown}}, open("found.json", "w"))
+"""
+
+
+def copied(folder: Path) -> None:
+    """What git knows of, as it lies here; and the native libraries, which lie where reconv was installed."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout.decode()
+    subprocess.run(["cp", "--parents", "-t", str(folder), *filter(None, files.split("\0"))], cwd=ROOT, check=True)
+    for name in ("_kernels.so", "_calls.abi3.so"):
+        (folder / "src/reconv" / name).symlink_to(Path(_file() or "").parent / name)
+
+
+def tried(package: str, mutmut: Path, each: int, seed: int, workers: int) -> dict[str, Any]:
+    """The row of a package."""
+    with tempfile.TemporaryDirectory() as at:
+        folder = Path(at)
+        copied(folder)
+        tests = "\n    ".join(f"tests/test_{name}.py" for name in TESTS[package].split())
+        (folder / "setup.cfg").write_text(SETTINGS.format(package=package, tests=tests))
+        driver = DRIVER.format(folder=str(mutmut.resolve()), each=each, seed=seed, workers=workers)
+        surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        subprocess.run([sys.executable, "-c", driver], cwd=folder, env=surroundings, check=True)
+        data = json.loads((folder / "found.json").read_text())
+    statuses = list(data["found"].values())
+    left = sum(status in ("survived", "no tests", "suspicious") for status in statuses)
+    for name, diff in data["survivors"].items():
+        print(f"{data['found'][name]}: {name}\n{diff}", flush=True)
+    return {"what": f"small errors in {package}/, drawn from the {data['all']:,} that mutmut makes; of them not noticed",
+            "tried": len(statuses), "failures": left, "package": package, "seed": seed,
+            "statuses": {status: statuses.count(status) for status in sorted(set(statuses))},
+            "survivors": sorted(data["survivors"])}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mutmut", type=Path, help="the folder where it was installed")
+    parser.add_argument("--each", type=int, default=200, help="mutants of a package")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--packages", nargs="+", choices=TESTS, default=list(TESTS), metavar="NAME")
+    given = parser.parse_args()
+    rows = {row["package"]: row for row in told.held("mutants").get("rows", [])}
+    for package in given.packages:
+        rows[package] = tried(package, given.mutmut, given.each, given.seed, given.workers)
+        told.keep("mutants", [rows[name] for name in TESTS if name in rows])
+        print(f"{package}: {rows[package]['statuses']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
