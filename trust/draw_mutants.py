@@ -1,0 +1,53 @@
+"""mutmut on a sample of its mutants, in the copy that trust/mutants.py makes: writes found.json there.
+
+python trust/draw_mutants.py MUTMUT_FOLDER EACH SEED WORKERS
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+# the copy's reconv stands before an installed one; mutmut comes last, as it brings packages that are here too
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+sys.path.append(sys.argv[1])
+
+import mutmut.__main__ as mutmut  # noqa: E402
+from mutmut.runners.harness import PytestRunner  # noqa: E402
+from mutmut.state import state  # noqa: E402
+
+NOT_NOTICED = ("survived", "no tests", "suspicious")
+each, seed, workers = map(int, sys.argv[2:])
+every, plain = mutmut.collect_source_file_mutation_data, PytestRunner._pytest_args_regular_run
+drawn: list[Any] = []
+
+
+def some(*, mutant_names: Any) -> Any:
+    mutants, files = every(mutant_names=())
+    told = sorted(mutants, key=lambda mutant: mutant[1])
+    drawn[:] = [len(told), Random(seed).sample(told, min(each, len(told)))]
+    return drawn[1], files
+
+
+def quickest(mutant_names: Any) -> list[str]:
+    """For the unchanged code: that all of them pass was seen when it was learnt what they call."""
+    times = state().duration_by_test
+    return [min(times, key=lambda test: times[test])]
+
+
+def quickest_first(self: Any, tests: Any) -> Any:
+    return plain(self, sorted(tests, key=lambda test: state().duration_by_test[test]))
+
+
+mutmut.collect_source_file_mutation_data = some
+mutmut.tests_for_mutant_names = quickest
+PytestRunner._pytest_args_regular_run = quickest_first
+mutmut._run((), workers)
+count, mutants = drawn
+found = {name: mutmut.status_by_exit_code[data.exit_code_by_key[name]] for data, name, _ in mutants}
+left = {name: mutmut.get_diff_for_mutant(name, path=data.path) for data, name, _ in mutants
+        if found[name] in NOT_NOTICED}  # fmt: skip
+Path("found.json").write_text(json.dumps({"all": count, "found": found, "left": left}), encoding="utf-8")
