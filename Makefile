@@ -63,7 +63,8 @@ format: .venv/.ready
 	$(BIN)/ruff format
 
 coverage: .venv/.ready browser
-	$(PYTEST) --cov --cov-report=term-missing
+	$(PYTEST) --cov --cov-report=term-missing --cov-report=json:build/coverage.json
+	$(BIN)/python trust/lines.py build/coverage.json
 
 # The environment, in three steps, each with its stamp. What is installed must have a known hash (requirements/pins.py),
 # torch apart, of which machines have different builds. What it needs is there before it, and it before what needs it.

@@ -6,13 +6,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # `ci` takes minutes, `deep` hours: HYPOTHESIS_PROFILE=deep, or pytest --hypothesis-profile=deep
 settings.register_profile("ci", deadline=None, derandomize=bool(os.environ.get("CI")), print_blob=True)
 settings.register_profile("deep", settings.get_profile("ci"), derandomize=False, max_examples=10_000)
+# `first`: that an example fails is enough, whichever it is (trust/mutants.py)
+settings.register_profile("first", settings.get_profile("ci"), phases=(Phase.explicit, Phase.generate), database=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

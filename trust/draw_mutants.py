@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,10 +19,11 @@ sys.path.append(sys.argv[1])
 import mutmut.__main__ as mutmut  # noqa: E402
 from mutmut.runners.harness import PytestRunner  # noqa: E402
 from mutmut.state import state  # noqa: E402
+from mutmut.utils.file_utils import change_cwd  # noqa: E402
 
 NOT_NOTICED = ("survived", "no tests", "suspicious")
 each, seed, workers = map(int, sys.argv[2:])
-every, plain = mutmut.collect_source_file_mutation_data, PytestRunner._pytest_args_regular_run
+every, plain = mutmut.collect_source_file_mutation_data, PytestRunner.run_tests
 drawn: list[Any] = []
 
 
@@ -38,13 +40,32 @@ def quickest(mutant_names: Any) -> list[str]:
     return [min(times, key=lambda test: times[test])]
 
 
-def quickest_first(self: Any, tests: Any) -> Any:
-    return plain(self, sorted(tests, key=lambda test: state().duration_by_test[test]))
+class Only:
+    """These tests and no others, those of quick files first: thousands of names are no arguments for pytest."""
+
+    def __init__(self, tests: Iterable[str]) -> None:
+        self.seconds = {test: state().duration_by_test[test] for test in tests}
+        self.files = {test.partition("::")[0]: 0.0 for test in self.seconds}
+        for test, seconds in self.seconds.items():
+            self.files[test.partition("::")[0]] += seconds
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        found = [item for item in items if item.nodeid in self.seconds]
+        items[:] = sorted(found, key=lambda item: (self.files[item.nodeid.partition("::")[0]],
+                                                   self.seconds[item.nodeid]))  # fmt: skip
+
+
+def run_only(self: Any, *, mutant_name: str | None, tests: Iterable[str]) -> int:
+    if not tests:
+        return plain(self, mutant_name=mutant_name, tests=tests)
+    only = Only(tests)
+    with change_cwd("mutants"):
+        return int(self.execute_pytest(["-x", "-q", *sorted(only.files, key=only.files.__getitem__)], plugins=[only]))
 
 
 mutmut.collect_source_file_mutation_data = some
 mutmut.tests_for_mutant_names = quickest
-PytestRunner._pytest_args_regular_run = quickest_first
+PytestRunner.run_tests = run_only
 mutmut._run((), workers)
 count, mutants = drawn
 found = {name: mutmut.status_by_exit_code[data.exit_code_by_key[name]] for data, name, _ in mutants}

@@ -52,8 +52,8 @@ pytest_add_cli_args=
     -k
     not compile and not export
 process_isolation=forkserver
-timeout_multiplier=3
-timeout_constant=10
+timeout_multiplier=4
+timeout_constant=20
 """
 
 
@@ -80,7 +80,8 @@ def tried(package: str, mutmut: Path, each: int, seed: int, workers: int) -> dic
         tests = "\n    ".join(f"tests/test_{name}.py" for name in TESTS[package].split())
         (folder / "setup.cfg").write_text(SETTINGS.format(package=package, tests=tests))
         driver = ["trust/draw_mutants.py", mutmut.resolve(), each, seed, workers]
-        subprocess.run([sys.executable, *map(str, driver)], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        surroundings = os.environ | {"OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "first"}
+        subprocess.run([sys.executable, *map(str, driver)], cwd=folder, env=surroundings,
                        check=True)  # fmt: skip
         data = json.loads((folder / "found.json").read_text())
     statuses = list(data["found"].values())
