@@ -9,7 +9,6 @@ import pytest
 from reconv.errors import ConvError
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.spec import parse
-from reconv.surgery.sites import chosen
 
 PLAN = Plan(
     edits=(
@@ -81,12 +80,3 @@ def test_files_that_hold_no_json_are_refused(tmp_path, content):
         (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(ConvError, match=r"must hold a plan as JSON; got path=.*plan\.json"):
         Plan.load(tmp_path / "plan.json")
-
-
-@pytest.mark.parametrize(
-    "name, patterns, wanted",
-    [("a.conv1", "*", True), ("a.conv1", "b.*", False), ("a.conv1", "b.*, a.*", True), ("", "*", True),
-     ("a.conv1", ["b", "a.conv?"], True), ("A.conv1", "a.*", False), ("a.conv1", "a", False)],
-)  # fmt: skip
-def test_sites_by_pattern(name, patterns, wanted):
-    assert chosen(name, patterns) == wanted
