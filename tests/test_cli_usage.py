@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from commanded import DATA, MODEL, reconv
+from harmful import Bomb
 
 from reconv.rewriting.store import read_config
 
@@ -142,11 +143,7 @@ def test_a_failure_is_one_line(here, args, message):
 
 
 def test_weights_with_code_are_refused(here):
-    class Bomb:
-        def __reduce__(self):
-            return (open, (str(here / "ran"), "w"))
-
-    torch.save({"0.weight": Bomb()}, "w.pt")
+    torch.save({"0.weight": Bomb(here)}, "w.pt")
     (here / "ran").unlink(missing_ok=True)
     assert "no code" in reconv("summary", *MODEL, "--weights", "w.pt", status=1).stderr
     assert not (here / "ran").exists()
