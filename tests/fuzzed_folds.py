@@ -19,6 +19,7 @@ from fuzzed import DTYPES, Call
 from fuzzed_blocks import layered, ruled
 from fuzzed_bounds import Wrong, laid, must_equal, numbers
 from fuzzed_mistakes import mistaken
+from kernel_cases import computed
 from torch import Tensor
 
 from reconv import functional
@@ -180,19 +181,20 @@ def each_kernel(call: Call) -> Iterator[str]:
             scale = _wanted(known._replace(relu=False), [t if t is None else t.abs() for t in tensors])
         alive = []  # so that none is given the memory of another one's result
         for kernel in _serving(known):
-            alive.append(_run(kernel, known, tensors))
+            alive.append(computed(kernel, known, tensors))
             most = _of_transform(known, tensors) if kernel is FFT else scale
             given = replace(call, whole=call.whole and kernel is not FFT)
             what = f"{kernel.name}, {known.op}"
             try:
                 must_equal(given, what, alive[-1], want, most, _terms(known))
             except Wrong:  # PyTorch by a detour is wrong where PyTorch is
-                if not kernel.foreign or torch.equal(_run(TORCH, known, tensors).double(), want):
+                if not kernel.foreign or torch.equal(computed(TORCH, known, tensors).double(), want):
                     raise
                 what = TORCHS_OWN
             yield what
             if call.seed % 4 == 0 and not kernel.foreign and kernel is not FFT:
-                if not torch.equal(_run(kernel, known._replace(threads=3 - min(call.threads, 2)), tensors), alive[-1]):
+                others = known._replace(threads=3 - min(call.threads, 2))
+                if not torch.equal(computed(kernel, others, tensors), alive[-1]):
                     raise Wrong(f"{kernel.name}, {known.op}: other bits with other threads: {call}")
                 yield "threads"
 
@@ -217,13 +219,6 @@ def _problems(call: Call, spec: ConvSpec, tensors: Sequence[Tensor],
 
 def _serving(known: Problem) -> Iterator[Kernel]:
     return (k for k in KERNELS[known.op] if k is not TORCH and k.refuse(known) is None)
-
-
-def _run(kernel: Kernel, known: Problem, tensors: Sequence[Tensor | None]) -> Tensor:
-    """What is to be computed is not there yet: a kernel that reads it gets NaN."""
-    hidden = {"forward": 3, "input_gradient": 0, "weight_gradient": 1}[known.op]
-    given = [torch.full_like(t, torch.nan) if i == hidden and t is not None else t for i, t in enumerate(tensors)]
-    return kernel.prepare(known)(*given)
 
 
 def _wanted(known: Problem, tensors: Sequence[Tensor | None]) -> Tensor:
