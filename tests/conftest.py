@@ -64,3 +64,27 @@ def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "net.py").write_text(SOURCE)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def keras(tmp_path_factory):
+    """Keras in float64, which leaves nothing in the user's home. On PyTorch, since on JAX each small step compiles."""
+    from importlib import import_module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_BACKEND", "torch")
+        patch.setenv("KERAS_HOME", str(tmp_path_factory.mktemp("keras")))
+        module = import_module("keras")
+        module.config.set_floatx("float64")
+        return module
+
+
+@pytest.fixture
+def known_machine(monkeypatch):
+    """Limits that need no measuring: 1 GMAC/s and 1 GB/s."""
+    from reconv.benching import roofline
+
+    limits = {dtype: 1e9 for dtype in ("float32", "float64", "bfloat16")}
+    known = roofline.Machine(1, limits, (1e9,) * len(roofline.SIZES))
+    monkeypatch.setattr(roofline, "measured", lambda threads: known)
+    monkeypatch.setattr("reconv.benching.report.measured", lambda threads: known)

@@ -1,9 +1,15 @@
-"""Problems around the edges of every kernel: vectors, tiles, strides, pads; one row a case."""
+"""Problems around the edges of every kernel: vectors, tiles, strides, pads; one row a case, and how it is computed."""
 
 from __future__ import annotations
 
-from cases import CONVS, Case
+from collections.abc import Sequence
 
+import torch
+from cases import CONVS, Case
+from torch import Tensor
+
+from reconv.ops.kernel import Kernel
+from reconv.ops.problem import Problem
 from reconv.spec import ConvSpec, parse
 
 ROWS = [
@@ -95,3 +101,10 @@ def _spec(case: Case) -> ConvSpec:
 
 
 KERNEL_CASES = _known()
+
+
+def computed(kernel: Kernel, known: Problem, tensors: Sequence[Tensor | None]) -> Tensor:
+    """What is to be computed is not there yet: a kernel that reads it gets NaN."""
+    hidden = {"forward": 3, "input_gradient": 0, "weight_gradient": 1}[known.op]
+    given = [torch.full_like(t, torch.nan) if i == hidden and t is not None else t for i, t in enumerate(tensors)]
+    return kernel.prepare(known)(*given)

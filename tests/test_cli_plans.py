@@ -1,4 +1,4 @@
-"""Plans by the command line: edited by a person, explained, carried out, and whole fronts of them."""
+"""Plans by the command line: written, edited by a person, explained, carried out, and whole fronts of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,61 @@ from commanded import DATA, MODEL, reconv
 from typer.testing import CliRunner
 
 from reconv.cli import app
-from reconv.planning.plan import Plan
+from reconv.commands.plan import unused, verdict
+from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.rewriting.references import build_model
 from reconv.rewriting.store import load, read_config
+from reconv.spec import ConvSpec
 
 JOB = [*MODEL, *DATA, "--budget", "macs=0.6"]
+
+
+def test_plan_writes_what_it_prints(here):
+    shown = reconv("plan", *MODEL, *DATA, "--budget", "macs=0.6", "--format", "json")
+    plan = Plan.load("plan.json")
+    assert json.loads(shown.stdout) == plan.to_dict()
+    assert plan.model["ref"] == "net.py:make"
+    assert plan.met
+    assert "the budget macs=0.6 is met" in shown.stderr
+
+
+@pytest.mark.parametrize("layout, said", [("contiguous", False), ("channels_last", True)])
+def test_the_verdict_says_what_else_made_it_faster(layout, said):
+    text = verdict(Plan(layout=layout, latency_ratio=0.8))
+    assert "0 layers change" in text
+    assert ("channels_last memory layout" in text) == said
+
+
+def test_the_verdict_counts_layers():
+    block = ConvSpec.parse("ic3oc4k3x3")
+    edits = [Edit("a", "fold_batch_norm", block), Edit("a", "fuse_activation", block), Edit("b", "trim", block)]
+    assert verdict(Plan(tuple(edits))).startswith("2 layers change")
+    assert verdict(Plan(tuple(edits[:2]))).startswith("1 layer changes")
+
+
+def test_rules_that_change_nothing_say_why():
+    said = [
+        ("a", "trim", "no border."),
+        ("b", "trim", "no border."),
+        ("a", "skip", "other"),
+        ("a", "dense", "other"),
+        ("a", "deform", "used all the same"),
+        ("a", "*", "functional"),
+        *[(i, "stacked", i) for i in "abc"],
+    ]
+    plan = Plan((Edit("b", "deform", ConvSpec.parse("ic3oc4k3x3")),), tuple(Refusal(*each) for each in said))
+    assert unused(plan) == ["trim changes nothing: no border (2 times).", "skip, dense change nothing: other.",
+                            "stacked changes nothing: a; b; 1 more in the plan."]  # fmt: skip
+
+
+def test_a_plan_whose_budget_cannot_be_met_is_written_all_the_same(here):
+    shown = reconv("plan", *MODEL, "--budget", "macs=0.001", "-o", "deep/p.json", "--format", "csv", status=3)
+    assert "is not met, this is the best found" in shown.stderr
+    plan = Plan.load("deep/p.json")
+    assert not plan.met
+    assert plan.edits
+    rows = list(csv.DictReader(io.StringIO(shown.stdout)))
+    assert [row["site"] for row in rows] == [edit.site for edit in plan.edits]
 
 
 def test_a_plan_is_explained_without_being_made_again(here):

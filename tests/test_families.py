@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import whole_numbers
-from kernel_cases import KERNEL_CASES
+from kernel_cases import KERNEL_CASES, computed
 from torch import Tensor
 
 from reconv.ops import problem as problems
@@ -71,15 +71,8 @@ def serving(op: str, dtype: torch.dtype, layout: str) -> list[tuple[str, str]]:
     return found
 
 
-def compute(kernel: Kernel, known: Problem, tensors: list[Tensor | None]) -> Tensor:
-    """What is to be computed is not there yet: a kernel that reads it gets NaN."""
-    hidden = {"forward": 3, "input_gradient": 0, "weight_gradient": 1}[known.op]
-    given = [torch.full_like(t, torch.nan) if i == hidden and t is not None else t for i, t in enumerate(tensors)]
-    return kernel.prepare(known)(*given)
-
-
 def check(kernel: Kernel, known: Problem, tensors: list[Tensor | None]) -> None:
-    got, want = compute(kernel, known, tensors), wanted(known, tensors)
+    got, want = computed(kernel, known, tensors), wanted(known, tensors)
     assert got.dtype == known.dtype
     assert got.shape == want.shape
     if kernel.name in EXACT:
@@ -144,7 +137,7 @@ def test_float_data_is_near_float64(name, op):
             continue
         tensors = [None if t is None else torch.randn(t.shape, generator=generator) for t in tensors]
         known = known._replace(**{f"{t}_stride": dense_strides(getattr(known, t), False) for t in "xwy"})
-        got, want = compute(kernel, known, tensors), wanted(known, tensors)
+        got, want = computed(kernel, known, tensors), wanted(known, tensors)
         summands = known.macs / want.numel() * (1 if op == "forward" else 3)
         assert (got.double() - want).abs().max() <= 2e-6 * max(summands, 4) ** 0.5 * max(1, want.abs().max()), case
 
@@ -188,7 +181,7 @@ def test_threads_give_the_same_bits(name, op):
         known, tensors = problem_of(op, ConvSpec.parse(text), shape, torch.float32, "channels_last")
         tensors = [None if t is None else t.copy_(torch.randn(t.shape, generator=generator)) for t in tensors]
         if BY_NAME[name].refuse(known) is None:
-            one, *others = (compute(BY_NAME[name], known._replace(threads=n), tensors) for n in (1, 2, 3))
+            one, *others = (computed(BY_NAME[name], known._replace(threads=n), tensors) for n in (1, 2, 3))
             assert all(torch.equal(one, other) for other in others)
 
 
@@ -203,9 +196,9 @@ def test_what_an_earlier_call_left_in_scratch_memory_is_not_seen(name, op):
             kept = [
                 t if t is None else torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for t in tensors
             ]
-            before = compute(BY_NAME[name], known, kept)
-            compute(BY_NAME[name], larger[0], [t if t is None else torch.full_like(t, torch.nan) for t in larger[1]])
-            assert torch.equal(compute(BY_NAME[name], known, kept), before), width
+            before = computed(BY_NAME[name], known, kept)
+            computed(BY_NAME[name], larger[0], [t if t is None else torch.full_like(t, torch.nan) for t in larger[1]])
+            assert torch.equal(computed(BY_NAME[name], known, kept), before), width
 
 
 @pytest.mark.parametrize("name", ["depthwise", "planar", "dense"])
@@ -227,7 +220,7 @@ def test_nan_and_infinities_are_kept(name):
                 known, tensors = problem_of("forward", ConvSpec.parse(text), shape, dtype, "contiguous")
                 if BY_NAME[name].refuse(known) is None:
                     tensors[0].flatten()[37] = value
-                    got, want = compute(BY_NAME[name], known, tensors), wanted(known, tensors).to(dtype)
+                    got, want = computed(BY_NAME[name], known, tensors), wanted(known, tensors).to(dtype)
                     assert torch.equal(got.isnan(), want.isnan())
                     assert torch.equal(got.nan_to_num(), want.nan_to_num())
 

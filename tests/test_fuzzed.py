@@ -9,6 +9,7 @@ from __future__ import annotations
 import fuzzed
 import fuzzed_folds
 import fuzzed_networks
+import fuzzed_promises
 import pytest
 import torch
 from cases import whole_numbers
@@ -47,9 +48,9 @@ def test_any_network_goes_through_the_whole():
     @some(MANY // 20)
     @given(RANDOMS)
     def holds(r) -> None:
-        fuzzed_networks.check(fuzzed_networks.drawn(r))
+        fuzzed_promises.check(fuzzed_networks.drawn(r))
 
-    with fuzzed_networks.nothing_remembered():
+    with fuzzed_promises.nothing_remembered():
         holds()
 
 

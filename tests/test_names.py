@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from commanded import reconv
+from reported import Checked
 from rich.console import Console
-from test_report import Checked
 from torch import nn
 
 from reconv.commands.output import Sheet, say

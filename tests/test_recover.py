@@ -1,87 +1,22 @@
-"""A student learns what its teacher gives, is never worse than it was, and survives interruptions."""
+"""A student learns what its teacher gives and is never worse than it was, whatever the form of data and outputs."""
 
 import math
-import resource
 
 import pytest
 import torch
+from learning import FAST, FORMS, LABELLED, SEEN, Net, apart, state, teacher, worse
+from recovering import same
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from reconv.data import Batch, Feed
 from reconv.errors import ConvError
 from reconv.rewriting.average import Average
-from reconv.rewriting.checkpoint import FILE, read_checkpoint
-from reconv.rewriting.losses import Whole, distillation_loss, label_loss
+from reconv.rewriting.checkpoint import read_checkpoint
 from reconv.rewriting.recovery import recover
-from reconv.rewriting.teacher import Answer, Teacher, named_sites
 from reconv.surgery.clone import clone
 from reconv.surgery.norms import reestimate
 
-N = 41
-SEEN = torch.randn(N, 2, 9, 7, generator=torch.Generator().manual_seed(1))
-
-
-class Net(nn.Module):
-    """Convolutions, a batch norm, dropout; `shape` makes the output."""
-
-    def __init__(self, shape=lambda y: y):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Dropout(0.5),
-            nn.Conv2d(6, 4, 3, stride=2),
-        )  # fmt: skip
-        self.head = nn.Linear(4, 3)
-        self.shape = shape
-
-    def forward(self, x):
-        return self.shape(self.head(self.body(x).mean((2, 3))))
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")  # the networks are too small for more
-
-
-def teacher(**changes):
-    torch.manual_seed(0)
-    net = Net(**changes).eval()
-    nn.init.uniform_(net.body[1].running_mean, -0.3, 0.3)
-    return net
-
-
-def worse(net):
-    """A student: the second convolution goes through one channel only, as a low rank would."""
-    student = clone(net)
-    old = student.body[4]
-    student.body[4] = nn.Sequential(nn.Conv2d(6, 1, 3, stride=2), nn.Conv2d(1, 4, 1)).eval()
-    with torch.no_grad():
-        student.body[4][0].weight.copy_(old.weight.mean(0, keepdim=True))
-        student.body[4][1].bias.copy_(old.bias)
-    return student
-
-
-def state(module):
-    return {name: t.clone() for name, t in module.state_dict().items()}
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-@torch.no_grad()
-def apart(student, net, x=SEEN):
-    return float((student(x) - net(x)).norm() / net(x).norm())
-
-
-FAST = {"epochs": 4, "batch_size": 8, "lr": 3e-3, "holdout": 0.2}
-LABELLED = TensorDataset(SEEN, teacher()(SEEN).argmax(1))
-FORMS = {
-    "tensor": SEEN,
-    "labels": LABELLED,
-    "labels of other classes": TensorDataset(SEEN, 2 - LABELLED.tensors[1]),
-    "list": list(SEEN.split(7)),
-    "single samples": list(SEEN.split(1)),
-    "loader": DataLoader(LABELLED, 7, shuffle=True),
-}
 
 
 @pytest.mark.parametrize("data", FORMS.values(), ids=FORMS)
@@ -239,104 +174,6 @@ def test_the_average_is_that_of_its_formula(decay):
     assert weight.item() == 59 * 59
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_the_same_seed_gives_the_same_weights(seed):
-    first, second = (recover(worse(teacher()), teacher(), LABELLED, **FAST, seed=seed) for _ in range(2))
-    assert same(state(first), state(second))
-
-
-@pytest.mark.parametrize("data", [LABELLED, FORMS["list"], FORMS["loader"]], ids=["dataset", "list", "loader"])
-@pytest.mark.parametrize("stop", [1, 3])
-@pytest.mark.parametrize("interrupt", [RuntimeError, KeyboardInterrupt])
-def test_resumed_is_as_if_never_interrupted(tmp_path, data, stop, interrupt):
-    whole = recover(worse(teacher()), teacher(), data, **FAST)
-
-    def log(entry):
-        if entry["epoch"] == stop:
-            raise interrupt
-
-    with pytest.raises(interrupt):
-        recover(worse(teacher()), teacher(), data, **FAST, checkpoint=tmp_path, log=log)
-    entries = []
-    resumed = recover(worse(teacher()), teacher(), data, **FAST, checkpoint=tmp_path, resume=True, log=entries.append)
-    assert entries[0]["epoch"] == stop + 1
-    assert same(state(resumed), state(whole))
-
-
-def test_ctrl_c_in_the_middle_of_an_epoch_keeps_the_last_checkpoint(tmp_path):
-    def progress(what, done, total):
-        if done == 9:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path, progress=progress)
-    resumed = recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path, resume=True)
-    assert same(state(resumed), state(recover(worse(teacher()), teacher(), SEEN, **FAST)))
-    assert [f.name for f in tmp_path.iterdir()] == [FILE]
-
-
-def test_resume_without_a_checkpoint_begins(tmp_path):
-    resumed = recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path / "new", resume=True)
-    assert same(state(resumed), state(recover(worse(teacher()), teacher(), SEEN, **FAST)))
-
-
-def test_a_full_disk_is_told_and_the_earlier_checkpoint_stands(tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def log(entry):
-        if entry["epoch"] == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-
-    try:
-        with pytest.raises(ConvError, match=str(tmp_path)) as caught:
-            recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path, log=log)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert isinstance(caught.value, OSError)
-    assert [f.name for f in tmp_path.iterdir()] == [FILE]
-    assert read_checkpoint(tmp_path, {})["done"] == 1
-
-
-@pytest.mark.parametrize("spoil", [lambda f: f.write_bytes(f.read_bytes()[:99]), lambda f: f.write_text("hello")])
-def test_a_checkpoint_that_is_no_checkpoint(tmp_path, spoil):
-    recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path)
-    spoil(tmp_path / FILE)
-    with pytest.raises(ConvError, match="must be readable"):
-        recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path, resume=True)
-
-
-class Code:
-    ran = False
-
-    def __reduce__(self):
-        return (setattr, (Code, "ran", True))
-
-
-def test_code_in_a_checkpoint_is_refused_not_run(tmp_path):
-    torch.save({"settings": Code()}, tmp_path / FILE)
-    with pytest.raises(ConvError, match="must be readable"):
-        recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path, resume=True)
-    assert not Code.ran
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"precision": "bfloat16"},
-        {"ema": 0.5},
-        {"epochs": 5},
-        {"seed": 1},
-        {"batch_size": 9},
-        {"lr": 1e-3},
-        {"match": ["head"]},
-    ],
-)
-def test_resume_with_other_settings(tmp_path, change):
-    recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path)
-    with pytest.raises(ConvError, match="must keep the settings"):
-        recover(worse(teacher()), teacher(), SEEN, **{**FAST, **change}, checkpoint=tmp_path, resume=True)
-
-
 OUTPUTS = {
     "dict": lambda y: {"scores": y, "class": y.argmax(1)},
     "tuple": lambda y: (y, [y[:, :1]]),
@@ -468,125 +305,3 @@ def test_refusals(make, changes, message):
     net, student = Net().eval(), worse(make().eval())
     with pytest.raises(ConvError, match=message):
         recover(student, net, **{"data": SEEN, **FAST, **changes})
-
-
-def test_a_missing_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ConvError, match="must be writable"):
-        recover(worse(teacher()), teacher(), SEEN, **FAST, checkpoint=tmp_path / "file" / "checkpoint")
-
-
-FEW = Batch((SEEN[:2],))
-
-
-def test_rewritten_modules_are_matched():
-    assert named_sites(worse(teacher()), teacher(), None, FEW) == ("body.4",)
-    assert named_sites(teacher(), teacher(), None, FEW) == ()
-
-
-def test_a_folded_batch_norm_is_matched_after_the_norm():
-    folded = teacher()
-    folded.body[0], folded.body[1] = nn.Sequential(folded.body[0]), nn.Identity()
-    assert named_sites(folded, teacher(), None, FEW) == ("body.1",)
-
-
-def test_modules_of_another_shape_are_not_matched():
-    other = worse(teacher())
-    other.body[0], other.body[1] = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1)), nn.BatchNorm2d(5)
-    other.body[4][0] = nn.Conv2d(5, 1, 3, stride=2)
-    assert named_sites(other, teacher(), None, FEW) == ("body.4",)
-
-
-def test_a_teacher_remembers_what_it_answered():
-    net = teacher()
-    asked = []
-    net.register_forward_pre_hook(lambda m, args: asked.append(len(args[0])))
-    known = Teacher(net, ["body.4"])
-    known.remember(Feed.of(SEEN, SEEN[:1]), 8)
-    before = len(asked)
-    answer = known(Batch((SEEN[[3, 1, 40]],)))
-    assert len(asked) == before
-    torch.testing.assert_close(answer.outputs[0], net(SEEN[[3, 1, 40]]))
-    torch.testing.assert_close(answer.inner[0], net.body(SEEN[[3, 1, 40]]))
-    known(Batch((SEEN[[3, 1]] + 1,)))
-    assert asked[-1] == 2
-
-
-@pytest.mark.parametrize("memory, kept", [(2**20, torch.float32), (8_000, torch.bfloat16), (5_000, None)])
-def test_a_teacher_remembers_as_well_as_fits(memory, kept, monkeypatch):
-    monkeypatch.setattr("reconv.rewriting.teacher.MEMORY", memory)
-    net = teacher().to(memory_format=torch.channels_last)
-    known = Teacher(net, ["body.4"])
-    known.remember(Feed.of(SEEN, SEEN[:1]), 8)
-    assert {t.dtype for row in known.known.values() for t in row.inner} == ({kept} - {None})
-    answer, live = known(Batch((SEEN[2:9],))), Teacher(net, ["body.4"])(Batch((SEEN[2:9],)))
-    exact = {"rtol": 1e-5, "atol": 1e-6}
-    close = {"rtol": 2**-8, "atol": 0.0} if kept is torch.bfloat16 else exact
-    torch.testing.assert_close(answer.outputs, live.outputs, **exact)
-    torch.testing.assert_close(answer.inner, live.inner, **close)
-    assert answer.inner[0].stride() == live.inner[0].stride()  # other strides make the comparison slow
-
-
-class Shaken(torch.utils.data.Dataset):
-    """Another picture each time."""
-
-    def __len__(self):
-        return N
-
-    def __getitem__(self, index):
-        return SEEN[index] + torch.rand(())
-
-
-@pytest.mark.parametrize("data", [Shaken(), FORMS["loader"]])
-def test_a_teacher_answers_anew_what_changes(data):
-    known = Teacher(teacher(), [])
-    known.remember(Feed.of(data, SEEN[:1]), 8)
-    assert not known.known
-    recover(worse(teacher()), teacher(), data, **FAST)
-
-
-@pytest.mark.parametrize(
-    "scale,expected", [([1.0], 0.0), ([0.5], 0.25), ([-1.0], 4.0), ([1.0, 0.5], 0.125), ([0.0, -1.0], 2.5)]
-)
-def test_distillation_loss(scale, expected):
-    target = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    assert distillation_loss([target * s for s in scale], [target] * len(scale)).item() == expected
-
-
-def test_distillation_loss_has_the_gradient_of_its_formula():
-    ours = torch.tensor([[3.0, -1.0], [2.0, 0.5]], dtype=torch.float64, requires_grad=True)
-    theirs = torch.tensor([[1.0, 4.0], [-2.0, 0.5]], dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: distillation_loss([x, x * x, 2 * x], [theirs, 0 * theirs, theirs]), ours)
-
-
-def test_distillation_loss_is_flat_where_both_agree():
-    ours = torch.ones(3, requires_grad=True)
-    distillation_loss([ours], [torch.ones(3)]).backward()
-    assert ours.grad.tolist() == [0.0, 0.0, 0.0]
-
-
-def test_distillation_loss_where_the_teacher_is_silent():
-    assert distillation_loss([torch.tensor([1.0, 2.0])], [torch.zeros(2)]).item() == 5.0
-
-
-SCORES = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2]])
-
-
-@pytest.mark.parametrize(
-    "targets,used",
-    [
-        (torch.tensor([0, 1, 2]), True),
-        (torch.tensor([0, 1, 0]), True),
-        (torch.tensor([0, 1, 2], dtype=torch.uint8), True),
-        (None, False),
-        (torch.tensor([1, 2, 2]), False),  # other classes
-        (torch.tensor([0, 1, 3]), False),  # too many
-        (torch.tensor([0, 1, -1]), False),
-        (torch.tensor([0.0, 1.0, 2.0]), False),
-        (torch.tensor([[0], [1], [2]]), False),
-    ],
-)
-def test_labels_are_used_where_they_are_class_indices(targets, used):
-    flat = [SCORES[:, :, None]]
-    assert (label_loss([SCORES], targets, Whole.of(Answer([SCORES], []), targets)) is not None) == used
-    assert label_loss(flat, targets, Whole.of(Answer(flat, []), targets)) is None

@@ -2,38 +2,14 @@
 
 import pytest
 import torch
+from branched import conv, settled
 from torch import nn
 from torch.nn import functional as F
+from wild import Net
 
 import reconv
 from reconv.layers import build
 from reconv.surgery.regions import Region, region
-
-
-def settled(module, *shape):
-    """Batch norms that do something."""
-    generator = torch.Generator().manual_seed(0)
-    for norm in module.modules():
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
-            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-                if tensor is not None:
-                    tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return module.double().eval()
-
-
-class Module(nn.Module):
-    def __init__(self, run, **parts):
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def conv(i, o, k, **kwargs):
-    return nn.Conv2d(i, o, k, padding=k // 2, **kwargs)
 
 
 def repvgg(m, x):
@@ -55,7 +31,7 @@ MODULES = {
     "sequences in sequences": lambda: nn.Sequential(
         nn.Sequential(conv(4, 6, 3), nn.SiLU()), nn.Sequential(conv(6, 4, 1))
     ),
-    "RepVGG": lambda: Module(
+    "RepVGG": lambda: Net(
         repvgg,
         conv3=conv(4, 4, 3, bias=False),
         bn3=nn.BatchNorm2d(4),
@@ -63,7 +39,7 @@ MODULES = {
         bn1=nn.BatchNorm2d(4),
         bn0=nn.BatchNorm2d(4),
     ),
-    "a residual block": lambda: Module(
+    "a residual block": lambda: Net(
         bottleneck,
         conv1=conv(4, 3, 1),
         bn1=nn.BatchNorm2d(3),
@@ -73,11 +49,11 @@ MODULES = {
         short=nn.Sequential(conv(4, 5, 1, stride=2), nn.BatchNorm2d(5, affine=False)),
         act=nn.ReLU6(),
     ),
-    "a skip": lambda: Module(lambda m, x: x + m.conv(x).relu(), conv=conv(4, 4, 3)),
-    "dense": lambda: Module(
+    "a skip": lambda: Net(lambda m, x: x + m.conv(x).relu(), conv=conv(4, 4, 3)),
+    "dense": lambda: Net(
         lambda m, x: torch.cat((x, m.a(torch.cat([x, m.b(x)], 1))), dim=1), a=conv(7, 3, 3), b=conv(4, 3, 1)
     ),
-    "inception": lambda: Module(
+    "inception": lambda: Net(
         lambda m, x: torch.cat([m.a(x), m.b(m.c(x)), torch.sigmoid(m.d(x))], 1),
         a=conv(4, 2, 1),
         b=conv(3, 5, 5),
@@ -89,7 +65,7 @@ MODULES = {
         reconv.nn.SqueezeExcite2d(6, 2),
         reconv.nn.ShuffledGroupConv2d(6, 4, 3, groups=2, padding=1),
     ),
-    "control flow on attributes": lambda: Module(
+    "control flow on attributes": lambda: Net(
         lambda m, x: m.a(x) if m.training else m.b(x), a=conv(4, 4, 1), b=conv(4, 3, 3)
     ),
     "one dimension": lambda: nn.Sequential(
@@ -117,20 +93,20 @@ def test_computes_the_same(make):
 
 REFUSED = {
     "decides by values": (
-        lambda: Module(lambda m, x: m.a(x) if x.sum() > 0 else x, a=conv(4, 4, 1)),
+        lambda: Net(lambda m, x: m.a(x) if x.sum() > 0 else x, a=conv(4, 4, 1)),
         "cannot be traced",
     ),
-    "another operation": (lambda: Module(lambda m, x: m.a(x) * 2, a=conv(4, 4, 1)), "no block says mul"),
-    "adds a number": (lambda: Module(lambda m, x: m.a(x) + 1, a=conv(4, 4, 1)), "something else than maps"),
-    "reads a parameter": (lambda: Module(lambda m, x: m.a(x) + m.a.weight.sum(), a=conv(4, 4, 1)), "else than maps"),
+    "another operation": (lambda: Net(lambda m, x: m.a(x) * 2, a=conv(4, 4, 1)), "no block says mul"),
+    "adds a number": (lambda: Net(lambda m, x: m.a(x) + 1, a=conv(4, 4, 1)), "something else than maps"),
+    "reads a parameter": (lambda: Net(lambda m, x: m.a(x) + m.a.weight.sum(), a=conv(4, 4, 1)), "else than maps"),
     "used in branches that do not join": (
-        lambda: Module(lambda m, x: m.b(m.a(x)) + (m.a(x) + x), a=conv(4, 4, 1), b=conv(4, 4, 1)),
+        lambda: Net(lambda m, x: m.b(m.a(x)) + (m.a(x) + x), a=conv(4, 4, 1), b=conv(4, 4, 1)),
         "gives is used in branches",
     ),
     "two inputs": (lambda: nn.Bilinear(3, 3, 3), "several inputs"),
-    "two outputs": (lambda: Module(lambda m, x: (m.a(x), x), a=conv(4, 4, 1)), "does not give one map"),
+    "two outputs": (lambda: Net(lambda m, x: (m.a(x), x), a=conv(4, 4, 1)), "does not give one map"),
     "joins along the width": (
-        lambda: Module(lambda m, x: torch.cat([x, m.a(x)], -1), a=conv(4, 4, 1)),
+        lambda: Net(lambda m, x: torch.cat([x, m.a(x)], -1), a=conv(4, 4, 1)),
         "no block says cat",
     ),
     "a norm without statistics": (
@@ -139,7 +115,7 @@ REFUSED = {
     ),
     "a layer without a block": (lambda: nn.Sequential(conv(4, 4, 1), nn.GroupNorm(2, 4)), "no block says GroupNorm"),
     "an activation of another slope": (
-        lambda: Module(lambda m, x: F.leaky_relu(m.a(x), 0.2), a=conv(4, 4, 1)),
+        lambda: Net(lambda m, x: F.leaky_relu(m.a(x), 0.2), a=conv(4, 4, 1)),
         "no block says leaky_relu with negative_slope=0.2",
     ),
 }

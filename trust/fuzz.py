@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import fuzzed
 import fuzzed_folds
 import fuzzed_networks
+import fuzzed_promises
 import told
 
 from reconv.ops.native import native_isa
@@ -67,7 +68,7 @@ def op_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
 
 
 def network_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
-    return "network", lambda: fuzzed_networks.check(fuzzed_networks.drawn(Random(seed)), exports=seed % EVERY == 0)
+    return "network", lambda: fuzzed_promises.check(fuzzed_networks.drawn(Random(seed)), exports=seed % EVERY == 0)
 
 
 def rule_case(seed: int) -> tuple[str, Callable[[], Counter[str]]]:
@@ -85,7 +86,7 @@ def work(what: str, seeds: list[int], at: Any, channel: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found: list[Tried] = []
-    with fuzzed_folds.every_way(), fuzzed_networks.nothing_remembered(), tempfile.TemporaryDirectory() as cache:
+    with fuzzed_folds.every_way(), fuzzed_promises.nothing_remembered(), tempfile.TemporaryDirectory() as cache:
         os.environ["RECONV_CACHE"] = cache
         for place, seed in enumerate(seeds):
             if os.getppid() != parent:  # it was stopped

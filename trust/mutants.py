@@ -34,8 +34,10 @@ TESTS = {
     "spec": "spec kinds kinds_laws kinds_refused laws layers receptive summary build names onnx_block features memory "
             "drawing draw",
     "ruleset": "rules rules_exact rules_smaller rules_stronger rules_refused rules_random rule_table norms regions "
-               "regions_rules dead_channels channels responses following subpixel split atrous sequence",
-    "planning": "planning planner wishes certain stages bounds made_for remembered additions compress rewrite",
+               "regions_rules regions_planned dead_channels channels moments responses gathering following subpixel "
+               "split atrous sequence plugins",
+    "planning": "planning planner budget plan_files search probe wishes certain stages bounds made_for remembered "
+                "additions compress regions_planned unable",
 }  # fmt: skip
 SETTINGS = """[mutmut]
 source_paths=src/
