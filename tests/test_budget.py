@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from messages import told
 
 from reconv.errors import ConvError
 from reconv.planning.budget import Budget, Limit
@@ -63,6 +64,7 @@ def test_wrong_budgets_show_the_grammar(text):
     with pytest.raises(ConvError, match=r"^budget: .*; got budget=.*NAME=VALUE") as caught:
         Budget.of(text)
     assert isinstance(caught.value, ValueError)
+    told(caught.value)
 
 
 @pytest.mark.parametrize("limit, bound", [(fraction(0.25), 2.0), (amount(3.0), 3.0)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from messages import told
 from torch import nn
 from torch.nn import functional as F
 
@@ -71,6 +72,7 @@ def test_arguments(name, arguments, keywords, message):
     with pytest.raises(ConvError, match=message) as caught:
         getattr(layers, name)(*arguments, **keywords)
     assert isinstance(caught.value, (ValueError, RuntimeError, TypeError))
+    told(caught.value)
 
 
 def test_groups_must_be_told():
@@ -91,6 +93,7 @@ def test_inputs(layer, shape, message):
     with pytest.raises(ConvError, match=message) as caught:
         layer(torch.zeros(shape))
     assert isinstance(caught.value, (ValueError, RuntimeError))
+    told(caught.value)
 
 
 TABLES = {
@@ -107,3 +110,4 @@ def test_inputs_to_describe(layer, shape, message):
     with pytest.raises(ConvError, match=message) as caught:
         layer.describe(shape)
     assert isinstance(caught.value, RuntimeError)
+    told(caught.value)

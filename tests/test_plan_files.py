@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from messages import told
 
 from reconv.errors import ConvError
 from reconv.planning.plan import Edit, Plan, Refusal
@@ -72,6 +73,7 @@ def test_malformed_plans_say_which_part_is_wrong(tmp_path, data, message):
     with pytest.raises(ConvError, match=message) as caught:
         Plan.load(tmp_path / "plan.json")
     assert isinstance(caught.value, ValueError)
+    told(str(caught.value).replace(str(tmp_path), "FOLDER"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"PK\x03\x04", None])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from counted import memory
 from fakes import FakeTarget, grid
+from messages import told
 from planned import DATA, IMAGE, network
 from torch import nn
 from torch.nn import functional as F
@@ -222,9 +223,10 @@ def test_each_rule_that_does_not_serve_says_why():
 )
 def test_wrong_requests_are_said_before_anything_is_measured(wrong, message):
     target = FakeTarget()
-    with pytest.raises(ConvError, match=message):
+    with pytest.raises(ConvError, match=message) as caught:
         plan(network(), IMAGE, **{"budget": "latency=0.5", "target": target} | wrong)
     assert target.seen == []
+    told(caught.value)
 
 
 def test_a_network_with_nan_weights_is_refused_by_name():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from handmade import TEXTS, make_site, randn, random, site_for
+from messages import told
 
 from reconv.errors import ConvError
 from reconv.layers import build
@@ -42,8 +43,9 @@ REASONS = {
 def test_bad_sites_are_refused(rule, reason):
     site = REASONS[reason]()
     assert rule.refuse(site) == reason
-    with pytest.raises(ConvError, match="the rule must be able to serve the site"):
+    with pytest.raises(ConvError, match="the rule must be able to serve the site") as caught:
         rule.init(site, Proposal(rule.name, site.block))
+    told(caught.value)
 
 
 @pytest.mark.parametrize("value, reason", [(float("nan"), "its weight holds NaN or Inf"), (1.0, None)])
@@ -168,6 +170,7 @@ def test_unknown_names_are_errors_that_offer_the_nearest(wanted, says):
         rules_named(wanted)
     assert isinstance(caught.value, ConvError)
     assert says in str(caught.value)
+    told(caught.value)
 
 
 def test_an_object_that_is_no_rule_is_an_error():

@@ -10,6 +10,7 @@ import torch
 from cases import BLOCKS, BUILT, CONVS, Case, blocks, conv_specs
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from messages import told
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -156,6 +157,8 @@ BAD_TEXTS = {
     "relu(1)": "must end after the block",
     "bn(2)": "must end after the block",
     "relux": "a convolution is written like",
+    "pixel_shuffle()": "a factor per axis",
+    "pixel_shuffle(2x2x2x2)": "a factor per axis",
     "ic3oc8k3x3 relu": "must end after the block",
     "shuffle(-1)": "a block is expected|a number >= 1",
     "se(1234567890)": "at most nine digits",
@@ -173,8 +176,9 @@ BAD_TEXTS = {
 
 @pytest.mark.parametrize("text", BAD_TEXTS, ids=lambda text: text[:30])
 def test_refuses_text(text):
-    with pytest.raises(ConvError, match=BAD_TEXTS[text]):
+    with pytest.raises(ConvError, match=BAD_TEXTS[text]) as caught:
         parse(text)
+    told(caught.value)
 
 
 def test_one_convolution_is_asked_for():
@@ -221,6 +225,7 @@ def test_refuses_what_is_no_convolution(changes, builtin, message):
     with pytest.raises(ConvError, match=message) as caught:
         spec_of(**changes)
     assert isinstance(caught.value, builtin)
+    told(caught.value)
 
 
 BAD_BLOCKS = [
@@ -236,6 +241,7 @@ BAD_BLOCKS = [
     (lambda: Gate(-1), ValueError, "reduction must be an integer >= 1"),
     (lambda: Activation("swish"), ValueError, "name must be one of relu, .*; got name='swish'"),
     (lambda: Activation(None), ValueError, "name must be one of relu"),
+    (lambda: Deform(spec_of(transposed=True)), ValueError, "must not be transposed"),
     (lambda: Deform(spec_of(), 4), ValueError, "in_channels must be divisible by offset_groups"),
     (lambda: ConvSpec.of(nn.Linear(3, 3)), TypeError, "the module must be a convolution"),
 ]
@@ -246,6 +252,7 @@ def test_refuses_what_is_no_block(make, builtin, message):
     with pytest.raises(ConvError, match=message) as caught:
         make()
     assert isinstance(caught.value, builtin)
+    told(caught.value)
 
 
 BAD_SHAPES = [
@@ -258,6 +265,9 @@ BAD_SHAPES = [
     ("(ic6oc8k1x1 + ic6oc4k1x1)", (1, 6, 9, 9), "branches must give shapes that can be joined"),
     ("shuffle(4)", (1, 6, 9, 9), "the channels must fit the block"),
     ("permute(4)", (1, 6, 9, 9), "the channels must fit the block"),
+    ("pixel_shuffle(2x2)", (1, 6, 9, 9), "a multiple of 4, 2 spatial axes"),
+    ("pixel_shuffle(2x2)", (1, 8, 9), "a multiple of 4, 2 spatial axes"),
+    ("pixel_shuffle(2x2, crop1:1x0)", (1, 8, 1, 3), "the crop must leave some of the output"),
 ]
 
 
@@ -266,6 +276,7 @@ def test_refuses_inputs(text, shape, message):
     with pytest.raises(ConvError, match=message) as caught:
         output_shape(parse(text), shape)
     assert isinstance(caught.value, RuntimeError)
+    told(caught.value)
 
 
 def test_what_is_of_unknown_size_has_no_count():

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 from fakes import FakeTarget
+from messages import told
 from planned import DATA, IMAGE, network
 from torch import nn
 
@@ -64,6 +65,7 @@ def test_wishes_of_another_form_are_shown_theirs(given):
     with pytest.raises(ConvError, match=r'wishes must have their form.*Write \{"pin": \[SITE') as raised:
         Wishes.of(given)
     assert isinstance(raised.value, ValueError)
+    told(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -79,8 +81,9 @@ def test_wishes_of_another_form_are_shown_theirs(given):
     ],
 )  # fmt: skip
 def test_wishes_that_cannot_hold_are_said(given, message):
-    with pytest.raises(ConvError, match=message):
+    with pytest.raises(ConvError, match=message) as raised:
         plan(network(), IMAGE, wishes=given, **HALF)
+    told(raised.value)
 
 
 def test_a_pinned_site_is_left_alone_by_every_rule():
