@@ -39,6 +39,16 @@ def conv_error(
     return error_type(also)(text)
 
 
+def on_one_line(error: BaseException, most: int = 200) -> str:
+    """What another's error is, to be quoted: its type and at most so many characters of its text.
+
+    Example:
+             >>> on_one_line(ValueError("two\\n   lines"))
+             'ValueError: two lines'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
 _TYPES: dict[type[Exception], type[ConvError]] = {}
 
 

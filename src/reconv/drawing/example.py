@@ -45,7 +45,7 @@ def worked(flow: Flow) -> list[Values]:
     return found
 
 
-def terms(flow: Flow, step: Step, cell: Cell, found: Sequence[Values]) -> list[tuple[int, int]]:
+def terms(step: Step, cell: Cell, found: Sequence[Values]) -> list[tuple[int, int]]:
     """(weight, input) of each product that makes a cell, those in the padding left out."""
     spec = _conv(step.block)
     given = found[step.sources[0]]
@@ -56,7 +56,7 @@ def terms(flow: Flow, step: Step, cell: Cell, found: Sequence[Values]) -> list[t
 
 def _value(flow: Flow, step: Step, cell: Cell, found: Sequence[Values]) -> int:
     if isinstance(step.block, ConvSpec):
-        return sum(w * x for w, x in terms(flow, step, cell, found))
+        return sum(w * x for w, x in terms(step, cell, found))
     cells = [(place, source, before) for place, source in enumerate(step.sources)
              for before in flow.before(step, place, {cell})]  # fmt: skip
     return sum(found[source][before] for _, source, before in cells)

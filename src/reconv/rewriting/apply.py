@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reconv.data import Feed
+from reconv.errors import conv_error
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Lessons, samples_for
 from reconv.planning.made_for import check_made_for
@@ -44,6 +45,9 @@ def apply(
              >>> apply(net, Plan.from_dict({"format": 1, "edits": [edit]}), torch.zeros(1, 1, 5, 5))[1]
              Absorbed()
     """
+    if not isinstance(plan, Plan):
+        raise conv_error("apply", "plan must be a Plan", got={"plan": type(plan).__name__},
+                         do="Read a file with Plan.load.", also=TypeError)  # fmt: skip
     inputs = tensors_of(example_inputs)
     feed = None if data is None else Feed.of(data, inputs)
     student, sites = opened(model, plan, inputs, feed, rules, seed)

@@ -61,6 +61,12 @@ def export(
     Returns: an ExportReport.
     Raises:  ConvError: when the network cannot be exported (its own error is quoted), a package is missing, or the
              file computes something else. `path` is then left as it was; `model` always is.
+    Example:
+             >>> import tempfile, torch
+             >>> path = Path(tempfile.mkdtemp(), "net.pt2")
+             >>> report = export(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 9, 9), path)
+             >>> report.ops, report.dynamic_batch
+             ({'aten.conv2d.default': 1}, True)
     """
     path, inputs = Path(path), tuple(x.detach().cpu() for x in tensors_of(example_inputs))
     if path.suffix not in FORMATS:

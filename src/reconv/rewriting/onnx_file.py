@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from reconv.errors import ConvError, conv_error
+from reconv.errors import ConvError, conv_error, on_one_line
 from reconv.rewriting.agreement import agreement
 
 PACKAGES = ("onnx", "onnx2pytorch", "onnxruntime")
@@ -131,4 +131,4 @@ def _operators(model: Any) -> str:
 
 
 def _quoted(error: Exception) -> str:
-    return repr(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+    return repr(on_one_line(error))

@@ -20,6 +20,7 @@ from reconv.rewriting.teacher import matched
 from reconv.rewriting.training import Log
 from reconv.ruleset import Rule
 from reconv.surgery import clone
+from reconv.surgery.sites import within
 from reconv.targets import Target, check_runs, to_layout
 
 
@@ -63,7 +64,7 @@ def _together(edits: Sequence[Edit]) -> list[list[Edit]]:
 
 
 def _nested(a: str, b: str) -> bool:
-    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+    return within(a, [b]) or within(b, [a])
 
 
 def _cuts(total: int, parts: int) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,7 @@ from reconv.writing import told, write_text
 FORMAT = 1
 LARGER = 64  # times: what an exact rule folds away later is not in the folder
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
-LOG, CHECKPOINT, FRONT = "log.jsonl", "checkpoint", "front"
+CHECKPOINT, FRONT = "checkpoint", "front"
 
 
 def save_run(
@@ -148,9 +148,19 @@ def load(
 ) -> nn.Module:
     """Rebuilds the network of a run folder, in evaluation mode.
 
-    Args:    base: the structure that the run began with, or what returns it; its weights do not matter. None: what
-             the folder names, if that is timm's or reconv's own; anything else is code, which needs `trust_code`.
+    Args:    folder: that `rewrite`, `Result.save` or the command line wrote.
+             base: the structure that the run began with, or what returns it; its weights do not matter. None: what
+             the folder names, if that is a file, or reconv's own, timm's, torchvision's or transformers'; anything else
+             is code, which needs `trust_code`.
     Raises:  ConvError: when a file is missing, cut short, of a newer format or does not fit the structure.
+    Example:
+             >>> import tempfile, torch
+             >>> from reconv.planning.plan import Plan
+             >>> net, folder = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), tempfile.mkdtemp()
+             >>> save_run(folder, model=net, plan=Plan(()))
+             >>> again = load(folder, base=torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)))
+             >>> torch.equal(again[0].weight, net[0].weight)
+             True
     """
     folder = Path(folder)
     config = read_config(folder)

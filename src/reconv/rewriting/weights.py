@@ -105,7 +105,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: object, same_dt
         missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
     except RuntimeError as error:
         raise conv_error("weights", "the tensors must fit the network",
-                         got={"file": source, "error": repr(str(error))}) from error  # fmt: skip
+                         got={"file": source, "error": repr(str(error))}, also=RuntimeError) from error  # fmt: skip
     loaded = {_identity(own[name]) for name in own.keys() & tensors}
     missing = [name for name in missing if name not in own or _identity(own[name]) not in loaded]  # tied ones are there
     if missing or unexpected:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reconv.drawing.maps import Row, png
 from reconv.errors import conv_error
+from reconv.layers.arguments import check_counts
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
 from reconv.surgery.sites import ConvCall, chosen
@@ -55,9 +56,7 @@ class FeatureMaps(Mapping[str, Tensor]):
         """
         if Path(path).suffix.lower() != ".png":
             raise conv_error("feature_maps", "the path must end in .png", got={"path": path}, also=ValueError)
-        if not isinstance(channels, int) or channels < 1:
-            raise conv_error("feature_maps", "channels must be an integer >= 1", got={"channels": channels},
-                             also=ValueError)  # fmt: skip
+        check_counts("feature_maps", channels=channels)
         write_bytes(path, self._drawn(channels), "feature_maps")
 
     def _drawn(self, channels: int) -> bytes:

@@ -21,7 +21,7 @@ from reconv.layers.deform import is_deformable
 from reconv.ops.deform import watched_by
 from reconv.spec import ConvSpec, macs
 from reconv.surgery.alive import Alive, state_of
-from reconv.surgery.clone import user_hooks
+from reconv.surgery.clone import not_accepted, user_hooks
 from reconv.surgery.outputs import tensors_in
 from reconv.surgery.sites import DEFORMABLE, ConvCall
 
@@ -95,9 +95,7 @@ class Trace(TorchDispatchMode):
             with torch.no_grad(), watched_by(trace.note_deformable), trace:
                 result = model(*inputs)
         except Exception as error:
-            shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
-            raise conv_error("reconv", "the network must accept example_inputs", got={"shapes": shapes},
-                             do=f"It raised {type(error).__name__}: {error}") from error  # fmt: skip
+            raise not_accepted(inputs, error) from error
         finally:
             for handle in handles:
                 handle.remove()

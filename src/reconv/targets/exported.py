@@ -17,7 +17,7 @@ from torch import Tensor
 from reconv.errors import conv_error
 from reconv.ops.deform import exported_as_deform_conv
 from reconv.surgery.clone import clone
-from reconv.targets.engine import Job, machine, ours
+from reconv.targets.engine import Job, machine, not_run, ours
 from reconv.targets.onnx_block import onnx_of
 from reconv.targets.timing import Runner, Timing, interleave
 
@@ -60,10 +60,7 @@ class ExportedEngine:
             run = self.make(onnx_bytes(*job, self.deform_conv), arrays, threads)
             run()
         except Exception as error:  # of the exporter's or the engine's own kinds
-            first = " ".join(str(error).split())[:300]
-            raise conv_error("target", "the engine must be able to run the network", also=RuntimeError,
-                             got={"model": type(model).__name__, "error": repr(f"{type(error).__name__}: {first}")},
-                             ) from error  # fmt: skip
+            raise not_run("the engine", model, error) from error
         return run
 
     @staticmethod

@@ -106,6 +106,8 @@ def state_from_keras(weights: Sequence[Any], kind: str = "conv") -> dict[str, Te
 def keras_from_state(state: Mapping[str, Any], kind: str = "conv", depth_multiplier: int = 1) -> list[Array]:
     """The inverse of `state_from_keras`: the list for `set_weights()` of Keras' layer.
 
+    Args:    state: of PyTorch's layer. kind: "conv", "depthwise", "transposed" or "separable".
+             depth_multiplier: of a depthwise or separable one, the filters of each channel.
     Raises:  ConvError (a ValueError): when the state dict has other keys, or a weight another shape.
     Example:
              >>> weights = keras_from_state(torch.nn.ConvTranspose1d(16, 32, 3).state_dict(), "transposed")
