@@ -20,6 +20,7 @@ class PixelShuffleLayer(Described, nn.Module):
     Raises:  ConvError: when these are no 1, 2 or 3 counts, or no pairs.
     Source:  Shi et al. 2016, arXiv:1609.05158
     Example:
+             >>> import torch
              >>> PixelShuffleLayer((2, 2), crop=((0, 1), (0, 1)))(torch.zeros(1, 12, 4, 4)).shape
              torch.Size([1, 3, 7, 7])
     """

@@ -154,12 +154,11 @@ def load(
              is code, which needs `trust_code`.
     Raises:  ConvError: when a file is missing, cut short, of a newer format or does not fit the structure.
     Example:
-             >>> import tempfile, torch
-             >>> from reconv.planning.plan import Plan
-             >>> net, folder = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)), tempfile.mkdtemp()
-             >>> save_run(folder, model=net, plan=Plan(()))
-             >>> again = load(folder, base=torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3)))
-             >>> torch.equal(again[0].weight, net[0].weight)
+             >>> import reconv, tempfile, torch
+             >>> net, folder = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), tempfile.mkdtemp()
+             >>> x = torch.rand(1, 3, 9, 9)
+             >>> result = reconv.rewrite(net, x, rules="exact", out=folder)
+             >>> torch.equal(load(folder, base=net)(x), result.model(x))
              True
     """
     folder = Path(folder)

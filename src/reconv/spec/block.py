@@ -33,7 +33,7 @@ class Chain(_Composite):
     Example:
              >>> a, b = Activation("relu"), Shuffle(4)
              >>> str(Chain(a, Chain(b, a)))
-             'relu -> shuffle4 -> relu'
+             'relu -> shuffle(4) -> relu'
     """
 
     blocks: tuple[Block, ...]
@@ -78,7 +78,7 @@ class Shuffle(_Composite):
     Source:  Zhang et al. 2017, arXiv:1707.01083
     Example:
              >>> str(Shuffle(4))
-             'shuffle4'
+             'shuffle(4)'
     """
 
     groups: int
@@ -95,7 +95,7 @@ class Permute(_Composite):
     Raises:  ConvError: when it is no count.
     Example:
              >>> str(Permute(64))
-             'permute64'
+             'permute(64)'
     """
 
     channels: int
@@ -147,7 +147,7 @@ class Gate(_Composite):
     Source:  Hu et al. 2017, arXiv:1709.01507
     Example:
              >>> str(Gate(8))
-             'gate8'
+             'se(8)'
     """
 
     reduction: int = 16
@@ -197,7 +197,7 @@ class Deform(_Composite):
     Example:
              >>> conv = ConvSpec(in_channels=8, out_channels=16, kernel_size=(3, 3), padding=1)
              >>> str(Deform(conv, modulated=True)), Deform(conv, modulated=True).offset_conv.out_channels
-             ('mdeform(ic8oc16k3x3p1)', 27)
+             ('deform(ic8oc16k3x3p1, og1, mask)', 27)
     """
 
     conv: ConvSpec
