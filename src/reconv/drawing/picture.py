@@ -8,7 +8,20 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from reconv.drawing import example
-from reconv.drawing.figure import CHARACTER, Figure, arrow, document, lanes, length, line, row, same, times, words
+from reconv.drawing.figure import (
+    CHARACTER,
+    Figure,
+    arrow,
+    document,
+    lanes,
+    length,
+    line,
+    row,
+    same,
+    strides,
+    times,
+    words,
+)
 from reconv.drawing.flow import (
     Cell,
     Flow,
@@ -356,11 +369,7 @@ def _kernel_name(spec: ConvSpec, moved: Deform | None) -> str:
 
 
 def _particulars(spec: ConvSpec) -> list[str]:
-    out = []
-    if set(spec.stride) != {1}:
-        out.append(f"stride {same(spec.stride)}")
-    if set(spec.dilation) != {1} and not spec.pointwise:
-        out.append(f"dilation {same(spec.dilation)}")
+    out = strides(spec)
     if spec.groups > 1 and not spec.depthwise:
         out.append(f"{spec.groups} groups")
     return [", ".join(out)] if out else []

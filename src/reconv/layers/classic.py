@@ -48,8 +48,8 @@ class _Fixed(nn.Module):
         spec = ConvSpec(in_channels=1, out_channels=len(kernels), kernel_size=tuple(kernels.shape[1:]), bias=False,
                         padding=padding, padding_mode=padding_mode)  # fmt: skip
         dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
-            raise _wrong(self, "dtype must be a floating one", dtype=dtype, also=TypeError)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise _wrong(self, "dtype must be a floating one", dtype=repr(dtype), also=TypeError)
         self.padding, self.pads, self.padding_mode = spec.even_padding or spec.padding, spec.padding, padding_mode
         self.register_buffer("weight", kernels[:, None].to(device=device, dtype=dtype), persistent=False)
 

@@ -124,6 +124,9 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
                (1): Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
              )
     """
+    if spatial_dims not in (None, 1, 2, 3):
+        raise conv_error("build", "spatial_dims must be 1, 2 or 3", got={"spatial_dims": repr(spatial_dims)},
+                         also=ValueError)  # fmt: skip
     told = [*(spec.spatial_dims for spec in convs(block)), dimensions(block), spatial_dims]
     dims = {number for number in told if number is not None}
     if len(dims) > 1:

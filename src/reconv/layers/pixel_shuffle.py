@@ -27,7 +27,7 @@ class PixelShuffleLayer(Described, nn.Module):
 
     def __init__(self, factors: Sequence[int], crop: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
-        self.shuffle = PixelShuffle(tuple(factors), tuple(crop))
+        self.shuffle = PixelShuffle(factors, crop)  # type: ignore[arg-type]  # which makes tuples of them
 
     def forward(self, input: Tensor) -> Tensor:
         factors = self.shuffle.factors

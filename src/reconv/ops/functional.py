@@ -103,7 +103,7 @@ def _conv(dims: int) -> Conv:
         """
         return conv_nd(dims, input, weight, bias, stride, padding, dilation, groups)
 
-    return _named(conv, f"conv{dims}d")
+    return named(conv, f"conv{dims}d")
 
 
 def _conv_transpose(dims: int) -> ConvTranspose:
@@ -133,7 +133,7 @@ def _conv_transpose(dims: int) -> ConvTranspose:
         """
         return conv_nd(dims, input, weight, bias, stride, padding, dilation, groups, output_padding, transposed=True)
 
-    return _named(conv_transpose, f"conv_transpose{dims}d")
+    return named(conv_transpose, f"conv_transpose{dims}d")
 
 
 def _separable_conv(dims: int) -> SeparableConv:
@@ -174,7 +174,7 @@ def _separable_conv(dims: int) -> SeparableConv:
         inner = conv_nd(dims, input, depthwise_weight, None, stride, padding, dilation, channels, name=name)
         return conv_nd(dims, inner, pointwise_weight, bias, name=name)
 
-    return _named(separable_conv, name)
+    return named(separable_conv, name)
 
 
 def _check_separable(name: str, dims: int, input: Any, depthwise: Any, pointwise: Any) -> None:
@@ -195,7 +195,7 @@ def _check_separable(name: str, dims: int, input: Any, depthwise: Any, pointwise
         raise conv_error(name, must, got=got, also=RuntimeError)
 
 
-def _named(function: Any, name: str) -> Any:
+def named(function: Any, name: str) -> Any:
     function.__name__ = function.__qualname__ = name
     return function
 

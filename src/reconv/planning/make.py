@@ -26,6 +26,7 @@ from reconv.ruleset import GROUPS, Rule, rules_named
 from reconv.surgery import Network, Site, clone, find_sites, tensors_of
 from reconv.surgery.alive import peak_of, state_bytes
 from reconv.surgery.fingerprint import structure_hash
+from reconv.surgery.sites import check_sites
 from reconv.targets import Target, check_runs, get_target
 
 CALIBRATION = 64  # samples on which errors are measured
@@ -175,9 +176,7 @@ def _unasked(rewriting: Sequence[Rule], adding: Sequence[Rule], wholes: Wholes, 
 def _check_asked(front: int, sites: str | Sequence[str]) -> None:
     if not isinstance(front, int) or not 0 <= front <= MOST:
         raise conv_error("plan", f"front must be between 0 and {MOST}", got={"front": repr(front)}, also=ValueError)
-    if not isinstance(sites, str) and not (isinstance(sites, Iterable) and all(isinstance(s, str) for s in sites)):
-        raise conv_error("plan", "sites must be a name, a pattern such as features.*, or a list of them",
-                         got={"sites": repr(sites)}, also=TypeError)  # fmt: skip
+    check_sites("plan", sites)
 
 
 def _check_required(planner: Planner, outcome: Outcome, needed: Mapping[str, str]) -> None:

@@ -45,14 +45,18 @@ def apply(
              >>> apply(net, Plan.from_dict({"format": 1, "edits": [edit]}), torch.zeros(1, 1, 5, 5))[1]
              Absorbed()
     """
-    if not isinstance(plan, Plan):
-        raise conv_error("apply", "plan must be a Plan", got={"plan": type(plan).__name__},
-                         do="Read a file with Plan.load.", also=TypeError)  # fmt: skip
+    check_plan("apply", plan)
     inputs = tensors_of(example_inputs)
     feed = None if data is None else Feed.of(data, inputs)
     student, sites = opened(model, plan, inputs, feed, rules, seed)
     student, sites = edited(student, sites, altering(plan, rules), feed, rules, seed)
     return finish(student, sites, plan, rules)
+
+
+def check_plan(name: str, plan: object) -> None:
+    if not isinstance(plan, Plan):
+        raise conv_error(name, "plan must be a Plan", got={"plan": type(plan).__name__},
+                         do="Read a file with Plan.load.", also=TypeError)  # fmt: skip
 
 
 def opened(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],

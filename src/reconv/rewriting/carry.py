@@ -75,6 +75,9 @@ def trained_by(optimizer: Optimizer) -> set[int]:
 
 
 def _parameters(model: nn.Module) -> Parameters:
+    if not isinstance(model, nn.Module):
+        raise conv_error("carry_optimizer", "before and after must be networks", got={"type": type(model).__name__},
+                         also=TypeError)  # fmt: skip
     return dict(getattr(model, "_orig_mod", model).named_parameters())  # what torch.compile wraps
 
 

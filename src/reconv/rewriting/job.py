@@ -23,6 +23,7 @@ from reconv.planning.table import Progress
 from reconv.planning.wishes import Wishes
 from reconv.reporting.brief import result_html
 from reconv.reporting.seen import Seen
+from reconv.rewriting.apply import check_plan
 from reconv.rewriting.folder import alone
 from reconv.rewriting.logs import logger
 from reconv.rewriting.looking import look
@@ -132,6 +133,8 @@ def rewrite(
         raise conv_error("rewrite", "rewrite must run in one process", got={"processes": launched()},
                          do="Rewrite with epochs=0 in one, then recover in all of them.")  # fmt: skip
     inputs = tensors_of(example_inputs)
+    if plan is not None:
+        check_plan("rewrite", plan)
     check_stages(stages, epochs, data)
     check_training(precision, ema)
     limits = Budget.of(plan.budget if plan and budget is None else budget)

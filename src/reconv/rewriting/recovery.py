@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from reconv.data import Batch, Feed, seeded
 from reconv.errors import conv_error
 from reconv.planning.plan import Plan
+from reconv.planning.table import Progress
 from reconv.rewriting.folder import alone
+from reconv.rewriting.logs import Log
 from reconv.rewriting.processes import PRECISIONS, processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
-from reconv.rewriting.training import Log, Progress, Recovery, trainable
+from reconv.rewriting.training import Recovery, trainable
 from reconv.surgery.clone import clone, fresh
 from reconv.surgery.norms import evaluating
 from reconv.targets.layout import layout_of, to_layout

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from reconv.errors import on_one_line
 from reconv.spec import ConvSpec
-from reconv.surgery.clone import fresh, user_hooks
+from reconv.surgery.clone import first_names, fresh, user_hooks
 from reconv.surgery.coupled import Channels, Leaf, Numbers
 from reconv.surgery.norms import normalises
 from reconv.surgery.trace import VALUE_READS, can_hook, is_conv, plain_forward
@@ -88,7 +88,7 @@ class _Follower(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.names = {m: name for name, m in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.names = first_names(model)
         owners: dict[nn.Parameter, set[nn.Module]] = {}
         for m in model.modules():
             for p in m.parameters(recurse=False):

@@ -20,6 +20,11 @@ def names_of(model: nn.Module, module: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
 
 
+def first_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The first qualified name of each module."""
+    return {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+
+
 def noise(x: Any) -> Any:
     """Another input of the same kind: random, where it is a tensor of real numbers."""
     return torch.rand_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x

@@ -14,7 +14,7 @@ from reconv.errors import conv_error
 from reconv.layers.arguments import check_counts
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
-from reconv.surgery.sites import ConvCall, chosen
+from reconv.surgery.sites import ConvCall, check_sites, chosen
 from reconv.surgery.trace import Trace
 from reconv.writing import write_bytes
 
@@ -82,6 +82,7 @@ def feature_maps(model: nn.Module, image: Tensor | Sequence[Any], sites: str | S
              0  (1, 4, 6, 6)
              2  (1, 2, 4, 4)
     """
+    check_sites("feature_maps", sites)
     inputs = fresh(tensors_of(image))
     shown = inputs[0].clone()  # the network may write into its input
     trace = cast(_Keeping, _Keeping.of(clone(model), inputs))

@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from reconv.errors import on_one_line
 from reconv.spec import ConvSpec
 from reconv.surgery.channels import ALONG, MOVES, POINTWISE, REDUCTIONS, is_pointwise, reduction
-from reconv.surgery.clone import fresh
+from reconv.surgery.clone import first_names, fresh
 from reconv.surgery.kin import pool_grid
 from reconv.surgery.outputs import tensors_in
 from reconv.surgery.trace import VALUE_READS, can_hook, is_conv, plain_forward
@@ -198,7 +198,7 @@ def grids_of(model: nn.Module, inputs: tuple[Any, ...]) -> Grids | str:
 class _Follower(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.names = {m: name for name, m in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.names = first_names(model)
         self.grids = Grids()
         self.values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.inside = 0  # of how many leaves

@@ -140,6 +140,13 @@ def _narrowed(call: ConvCall, spec: ConvSpec) -> ConvCall:
                    macs=macs(spec, shapes[0]))  # fmt: skip
 
 
+def check_sites(name: str, sites: object) -> None:
+    """What `chosen` takes as patterns."""
+    if not isinstance(sites, str) and not (isinstance(sites, Iterable) and all(isinstance(s, str) for s in sites)):
+        raise conv_error(name, "sites must be a name, a pattern such as features.*, or a list of them",
+                         got={"sites": repr(sites)}, also=TypeError)  # fmt: skip
+
+
 def chosen(name: str, patterns: str | Sequence[str]) -> bool:
     """Whether a site is meant by the patterns: globs, several as a list or with commas."""
     wanted = patterns.split(",") if isinstance(patterns, str) else patterns

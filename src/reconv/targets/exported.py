@@ -7,14 +7,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from reconv.errors import conv_error
+from reconv.errors import check_packages
 from reconv.ops.deform import exported_as_deform_conv
 from reconv.surgery.clone import clone
 from reconv.targets.engine import Job, machine, not_run, ours
@@ -37,7 +36,7 @@ class ExportedEngine:
     deform_conv: ClassVar[bool] = True  # whether it knows ONNX's operator of this name
 
     def __init__(self, threads: int | None = None) -> None:
-        check_packages(self.title, self.extra, "onnx", "onnxscript", self.engine)
+        check_packages("target", self.title, self.extra, ("onnx", "onnxscript", self.engine))
         self.threads = threads
         self.name = self.engine if threads is None else f"{self.engine}:{threads}"
 
@@ -67,13 +66,6 @@ class ExportedEngine:
     def make(model: bytes, arrays: Sequence[Any], threads: int) -> Callable[[], Sequence[Any]]:
         """A call of a model on these inputs, which gives its outputs as arrays."""
         raise NotImplementedError
-
-
-def check_packages(engine: str, extra: str, *packages: str) -> None:
-    """Raises ConvError, an ImportError, where a package is missing."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise conv_error("target", f"{engine} needs {', '.join(packages)}", got={"missing": ", ".join(missing)},
-                         do=f"pip install 'reconv[{extra}]'.", also=ImportError)  # fmt: skip
 
 
 _exported: WeakKeyDictionary[torch.nn.Module, tuple[object, bytes]] = WeakKeyDictionary()

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from reconv.ops.functional import named
 from reconv.tensorflow.arguments import Call, Padding, Sizes, only
 from reconv.tensorflow.compute import Settings, convolved, cuts_for, transposed
 from reconv.tensorflow.convert import conv_view, depthwise_view
@@ -116,7 +117,7 @@ def _conv(dims: int) -> Conv:
         settings = _settings(call, strides, stride, padding, dilations, rate)
         return convolved(call, x, conv_view(w), None, settings)
 
-    return _named(conv, title)
+    return named(conv, title)
 
 
 def _conv_transpose(dims: int) -> ConvTranspose:
@@ -161,12 +162,7 @@ def _conv_transpose(dims: int) -> ConvTranspose:
         cuts = cuts_for(call, lengths, call.channels_first(x).shape[2:], w.shape[:-2], settings)
         return transposed(call, x, conv_view(w), None, settings.strides, cuts, settings.dilations, groups)
 
-    return _named(conv_transpose, title)
-
-
-def _named(function: Any, name: str) -> Any:
-    function.__name__ = function.__qualname__ = name
-    return function
+    return named(conv_transpose, title)
 
 
 conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
