@@ -28,8 +28,8 @@ from reconv.targets import Target, check_runs, to_layout
 def check_stages(stages: int, epochs: int, data: object) -> None:
     """Each stage is recovered for an epoch at least."""
     for name, value in (("stages", stages), ("epochs", epochs)):
-        if not isinstance(value, Integral) or value < 0:
-            raise conv_error("rewrite", f"{name} must be an integer >= 0", got={name: repr(value)}, also=ValueError)
+        if not isinstance(value, Integral):
+            raise conv_error("rewrite", f"{name} must be an integer", got={name: repr(value)}, also=ValueError)
     if stages != 1 and not (1 <= stages <= epochs and data is not None):
         raise conv_error("rewrite", "stages must be between 1 and epochs, with data to recover on",
                          got={"stages": stages, "epochs": epochs, "data": type(data).__name__},
