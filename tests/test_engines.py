@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_what_cannot_be_compiled_is_told(monkeypatch):
 
 @pytest.mark.parametrize("name, extra", [("onnxruntime", "onnx"), ("openvino", "openvino")])
 def test_a_missing_package_is_told(name, extra, monkeypatch):
-    monkeypatch.setattr(exported, "find_spec", lambda package: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with pytest.raises(ConvError, match=rf"missing=onnx, .*pip install 'reconv\[{extra}\]'") as caught:
         get_target(name)
     assert isinstance(caught.value, ImportError)

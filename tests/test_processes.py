@@ -203,7 +203,7 @@ def test_what_the_launch_must_hold(monkeypatch):
     assert launched() == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert launched() == 2
-    with pytest.raises(ConvError, match="it must run in one process; got processes=2"):
+    with pytest.raises(ConvError, match="rewrite must run in one process; got processes=2"):
         rewrite(nn.Conv2d(1, 1, 3), torch.zeros(1, 1, 5, 5))
     with pytest.raises(ConvError, match="accelerate must know all processes of the launch"):
         _check(as_if(1))

@@ -57,7 +57,7 @@ def test_wrong_stages(stages, epochs, data):
 
 @pytest.mark.parametrize(
     "wrong, message", [({"precision": "half"}, "precision must be one of"), ({"ema": 2.0}, "ema must be at least"),
-                       ({"log": "wandb"}, "it must be one of json, tensorboard; got log='wandb'")]
+                       ({"log": "wandb"}, "log must be one of json, tensorboard; got log='wandb'")]
 )  # fmt: skip
 def test_wrong_ways_to_recover_are_said_before_planning(wrong, message, monkeypatch):
     monkeypatch.setattr(job, "make", lambda *args, **options: pytest.fail("it was planned"))

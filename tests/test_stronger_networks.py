@@ -135,8 +135,10 @@ def learning(model: nn.Module, input: Tensor, watched: dict[str, nn.Parameter]) 
     return still
 
 
-@IN_EACH
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+EXPORTS = [("onnx", name) for name in NETWORKS] + [("pt2", "1D"), ("pt2", "3D")]
+
+
+@pytest.mark.parametrize("suffix, name", EXPORTS)
 def test_all_rules_in_one_network_are_exported(suffix, name, tmp_path):
     model, input = network(name)
     plan = planned(model, input, *STRONGER)

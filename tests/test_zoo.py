@@ -1,4 +1,4 @@
-"""Networks of timm, of different families, through all that reconv does: `benchmarks/zoo.py` on twelve of them."""
+"""Networks of timm, of different families, through all that reconv does: `benchmarks/zoo.py` on ten of them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def _script() -> ModuleType:
 zoo = _script()
 # family: (convolutions, exact edits); the first of them are exported, too
 FAMILIES = {
-    "resnet": (14, 14), "lcnet": (32, 27), "mobilenet_v4": (46, 46), "resnet_v2": (21, 8),
+    "resnet": (14, 14), "resnet_v2": (21, 8),
     "efficientnet_lite": (49, 49), "mobilenet_v3": (53, 34), "convnext": (40, 0), "tinynet": (51, 31),
     "senet": (36, 20), "mobilenet_v1": (27, 27),
     "mnasnet": (66, 46), "resnest": (27, 23),
 }  # fmt: skip
-EXPORTED = 3
+EXPORTED = 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,7 @@
 """The one error of the package, and the one builder of its message."""
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 
 from reconv.plain import plain
 
@@ -37,6 +38,28 @@ def conv_error(
     if spec is not None:
         text += f" [{spec}]"
     return error_type(also)(text)
+
+
+def check_packages(name: str, what: str, extra: str, packages: Sequence[str]) -> None:
+    """Raises ConvError, an ImportError, where a package is missing that `reconv[extra]` brings."""
+    if missing := [package for package in packages if importlib.util.find_spec(package) is None]:
+        raise conv_error(name, f"{what} needs {', '.join(packages)}", got={"missing": ", ".join(missing)},
+                         do=f"pip install 'reconv[{extra}]'.", also=ImportError)  # fmt: skip
+
+
+def on_one_line(error: BaseException, most: int = 200) -> str:
+    """What another's error is, to be quoted: its type and at most so many characters of its text.
+
+    Example:
+             >>> on_one_line(ValueError("two\\n   lines"))
+             'ValueError: two lines'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What another's error says first, to be quoted; its type, where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:most]
 
 
 _TYPES: dict[type[Exception], type[ConvError]] = {}

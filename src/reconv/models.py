@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reconv.errors import ConvError, conv_error
+from reconv.errors import ConvError, conv_error, first_line
 from reconv.files import check_stored
 from reconv.rewriting.references import FORMS, Reference, build_model
 from reconv.rewriting.store import is_run, load
@@ -82,7 +82,7 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
                          also=ValueError) from error  # fmt: skip
     except Exception as error:
         raise conv_error("weights", "the file must be a whole checkpoint",
-                         got={"file": path, "error": _first_line(error)}, also=ValueError) from error  # fmt: skip
+                         got={"file": path, "error": repr(first_line(error))}, also=ValueError) from error  # fmt: skip
     return _held(_state_dict(held, path), path)
 
 
@@ -115,7 +115,3 @@ def _renamed(tensors: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
             break
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def _first_line(error: Exception) -> str:
-    return repr(next(iter(str(error).splitlines()), type(error).__name__))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from unicodedata import category
 
 KEPT = "\n\t"
@@ -23,6 +24,16 @@ def _shown(sign: str) -> str:
     kind = category(sign)
     hidden = kind.startswith("C") or kind in ("Zl", "Zp")
     return sign.encode("unicode_escape").decode() if hidden and sign not in KEPT else sign
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """So many of the names, and how many more there are.
+
+    Example:
+             >>> listed(["a", "b", "c"], most=2)
+             'a, b, … 1 more'
+    """
+    return ", ".join(names[:most]) + (f", … {len(names) - most} more" if len(names) > most else "")
 
 
 def escape(text: str) -> str:

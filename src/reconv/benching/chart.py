@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from xml.sax.saxutils import escape
 
 from reconv.benching.report import LOSING, geometric_mean
+from reconv.plain import escape
 
 WIDTH, LABEL, RIGHT = 820, 150, 30
 DOT, STEP, GAP = 3.5, 8, 14  # radius of a dot, from one to the next above it, and between strips

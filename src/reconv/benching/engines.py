@@ -15,7 +15,7 @@ import reconv.functional
 from reconv.benching import onnx_model, peers
 from reconv.benching.operands import Operands
 from reconv.benching.task import Task, specs_of
-from reconv.errors import conv_error
+from reconv.errors import conv_error, on_one_line
 from reconv.ops.convolve import convolution_backward
 from reconv.spec import Chain, Deform
 from reconv.targets import onnxruntime, openvino
@@ -170,7 +170,7 @@ def onnx_engine(family: str, make: Make) -> Engine:
             run = make(onnx_model.model_of(task, given), inputs, threads)
             run()
         except Exception as error:  # of the engine's own kind: what it does not know
-            raise UnservedError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+            raise UnservedError(on_one_line(error)) from error
         return lambda: [torch.from_numpy(out) for out in run()]
 
     return Engine(family, family, "contiguous", prepare)

@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reconv.ops.kernel import CONV
 from reconv.spec import ConvSpec
-
-_CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def separable(input: Tensor, depthwise_weight: Tensor, pointwise_weight: Tensor, bias: Tensor | None,
               stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> Tensor:  # fmt: skip
     """The two convolutions one after the other."""
-    conv = _CONV[input.ndim - 2]
+    conv = CONV[input.ndim - 2]
     each = conv(input, depthwise_weight, None, stride, padding, dilation, input.shape[1])
     return conv(each, pointwise_weight, bias)
 

@@ -21,7 +21,8 @@ def problem_of(task: Task, layout: str, threads: int) -> Problem:
     if isinstance(spec, ConvSpec) and task.direction != "training":
         found = problems.of_spec(spec, task.input_shape, last, getattr(torch, task.dtype), threads)
     if found is None:
-        raise conv_error("problem", "it must be one pass of a single convolution", got={"task": str(task)})
+        raise conv_error("problem", "the task must be one pass of a single convolution", got={"task": str(task)},
+                         also=ValueError)  # fmt: skip
     if task.direction == "forward":
         return found
     grad_stride = problems.dense_strides(found.wanted[0], last and found.dims > 1)

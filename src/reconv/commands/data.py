@@ -51,7 +51,7 @@ def check_data_ref(ref: str) -> None:
     except ConvError:
         known = False
     if not known:
-        raise conv_error("data", f"must be {FORMS}", got={"data": repr(ref)}, also=ValueError)
+        raise conv_error("data", f"--data must be {FORMS}", got={"data": repr(ref)}, also=ValueError)
 
 
 class Scaling:

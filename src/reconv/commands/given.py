@@ -45,7 +45,7 @@ class InputShape:
         dtype = DTYPES.get(found[2] or "float32") if found else None
         shape = tuple(map(int, found[1].split("x"))) if found else ()
         if dtype is None or 0 in shape:
-            raise conv_error("input", "must be sizes with x between them, and maybe a dtype",
+            raise conv_error("input", "the input must be sizes with x between them, and maybe a dtype",
                              got={"input": repr(text)}, do="Write 1x3x224x224, or 1x20:int64.",
                              also=ValueError)  # fmt: skip
         return cls(shape, dtype)

@@ -115,7 +115,8 @@ def check_same(old: dict[str, Any], settings: dict[str, Any]) -> None:
     if differ:
         with usage("--resume"):
             raise conv_error("resume", "a run must go on with the flags that it began with",
-                             got={"different": "; ".join(differ)}, do="Give those, or another -o.")  # fmt: skip
+                             got={"different": "; ".join(differ)}, do="Give those, or another -o.",
+                             also=ValueError)  # fmt: skip
 
 
 @contextmanager

@@ -55,14 +55,16 @@ def _read_yaml(path: Path, flags: list[str]) -> dict[str, Any]:
         held = yaml.safe_load(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise conv_error("config", "the file must be readable YAML",
-                         got={"file": path, "error": repr(" ".join(str(error).split()))}) from error  # fmt: skip
+                         got={"file": path, "error": repr(" ".join(str(error).split()))},
+                         also=ValueError) from error  # fmt: skip
     if not isinstance(held, dict | None):
-        raise conv_error("config", "the file must hold names and values", got={"type": type(held).__name__})
+        raise conv_error("config", "the file must hold names and values", got={"type": type(held).__name__},
+                         do="Write a flag a line, as in budget: latency=0.5.", also=ValueError)  # fmt: skip
     named = {str(key).replace("_", "-"): value for key, value in (held or {}).items()}
     unknown = sorted(named.keys() - set(flags))
     if unknown:
         raise conv_error("config", "each name must be that of a flag", got={"unknown": ", ".join(unknown)},
-                         do=f"This command knows {', '.join(flags)}.")  # fmt: skip
+                         do=f"This command knows {', '.join(flags)}.", also=ValueError)  # fmt: skip
     return {key: _as_flag(key, value) for key, value in named.items() if value is not None}
 
 
@@ -88,7 +90,8 @@ def _as_flag(key: str, value: Any) -> Any:
         value = [f"{name}={part}" if isinstance(part, str | int | float) else part for name, part in value.items()]
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str | int | float) for part in parts):
-        raise conv_error("config", "a value must be text, a number, or a list of such", got={key: type(value).__name__})
+        raise conv_error("config", "a value must be text, a number, or a list of such",
+                         got={key: type(value).__name__}, also=ValueError)  # fmt: skip
     return [str(part) for part in parts] if key == "input" else ",".join(map(str, parts))
 
 

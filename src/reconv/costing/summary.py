@@ -54,7 +54,16 @@ class Totals:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows in call order, their `total`, and the `network` as a whole (with all that is no convolution)."""
+    """Rows in call order, their `total`, and the `network` as a whole (with all that is no convolution).
+
+    Args:    rows: of each convolution call; see `Row`. total: of these. network: of all of its layers.
+             target: the engine that timed them; None: nothing was timed.
+    Example:
+             >>> import torch
+             >>> found = summary(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 9, 9))
+             >>> found.total.params, found.to_dict()["rows"][0]["macs"]
+             (224, 10584)
+    """
 
     rows: tuple[Row, ...]
     total: Totals

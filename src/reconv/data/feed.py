@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -78,8 +79,8 @@ class Feed:
 
     def split(self, holdout: float = 0.1, seed: int = 0) -> tuple[Feed, Feed]:
         """(train, held): the same for the same seed, neither is empty, no sample is in both."""
-        if not 0 < holdout < 1:
-            raise conv_error("data", "holdout must be between 0 and 1", got={"holdout": holdout}, also=ValueError)
+        if not isinstance(holdout, Real) or not 0 < holdout < 1:
+            raise conv_error("data", "holdout must be between 0 and 1", got={"holdout": repr(holdout)}, also=ValueError)
         train, held = self.source.split(holdout, seed)
         return replace(self, source=train), replace(self, source=held)
 

@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from rich.table import Table
-from torch import nn
 from torch.utils.data import TensorDataset
 
 from reconv.costing.render import human
@@ -46,7 +45,7 @@ def main(folder: Path = RUN) -> Result:
     console.rule("3  measured")
     again = load(folder)
     same = torch.equal(again(image), result.model(image))
-    console.print(_before_after(model, result, (accuracy(model, held_out), accuracy(again, held_out))))
+    console.print(_before_after(result, (accuracy(model, held_out), accuracy(again, held_out))))
     console.print(f"budget {'met' if result.met else 'NOT met: ' + str(result.reason)}; run folder {folder}/ "
                   f"{'reloads to the same outputs' if same else 'reloads to OTHER outputs'}; "
                   f"{time.perf_counter() - started:.0f} s in all")  # fmt: skip
@@ -79,7 +78,7 @@ def _edits(plan: Plan) -> Table:
     return table
 
 
-def _before_after(model: nn.Module, result: Result, accuracies: tuple[float, float]) -> Table:
+def _before_after(result: Result, accuracies: tuple[float, float]) -> Table:
     table = Table(title="before and after", title_justify="left")
     for head in ("", "before", "after", "ratio"):
         table.add_column(head, justify="left" if not head else "right")

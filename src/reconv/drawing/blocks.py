@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from reconv.drawing.figure import CHARACTER, Figure, arrow, document, lanes, line, row, same, times, words
+from reconv.drawing.figure import CHARACTER, Figure, arrow, document, lanes, line, row, strides, times, words
 from reconv.spec import (
     Activation,
     BatchNorm,
@@ -110,11 +110,7 @@ def _wire() -> Figure:
 def _conv_lines(spec: ConvSpec) -> list[str]:
     lines = [("transposed " if spec.transposed else "") + times(spec.kernel_size),
              f"{spec.in_channels} → {spec.out_channels}"]  # fmt: skip
-    extras = []
-    if set(spec.stride) != {1}:
-        extras.append(f"stride {same(spec.stride)}")
-    if set(spec.dilation) != {1} and not spec.pointwise:
-        extras.append(f"dilation {same(spec.dilation)}")
+    extras = strides(spec)
     if spec.groups > 1:
         extras.append("depthwise" if spec.depthwise else f"{spec.groups} groups")
     return lines + extras

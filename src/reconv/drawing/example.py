@@ -37,7 +37,7 @@ def worked(flow: Flow) -> list[Values]:
     for what, number in needed.items():
         if number > MOST[what]:
             raise conv_error("draw", f"a worked example has at most {MOST[what]} {what}", got={what: number},
-                             do="Give a smaller input_size, or leave numbers out.")  # fmt: skip
+                             also=ValueError, do="Give a smaller input_size, or leave numbers out.")  # fmt: skip
     found = [inputs(flow.maps[0].shape)]
     for step in flow.steps:
         values = {cell: _value(flow, step, cell, found) for cell in product(*map(range, flow.maps[step.target].shape))}
@@ -45,7 +45,7 @@ def worked(flow: Flow) -> list[Values]:
     return found
 
 
-def terms(flow: Flow, step: Step, cell: Cell, found: Sequence[Values]) -> list[tuple[int, int]]:
+def terms(step: Step, cell: Cell, found: Sequence[Values]) -> list[tuple[int, int]]:
     """(weight, input) of each product that makes a cell, those in the padding left out."""
     spec = _conv(step.block)
     given = found[step.sources[0]]
@@ -56,7 +56,7 @@ def terms(flow: Flow, step: Step, cell: Cell, found: Sequence[Values]) -> list[t
 
 def _value(flow: Flow, step: Step, cell: Cell, found: Sequence[Values]) -> int:
     if isinstance(step.block, ConvSpec):
-        return sum(w * x for w, x in terms(flow, step, cell, found))
+        return sum(w * x for w, x in terms(step, cell, found))
     cells = [(place, source, before) for place, source in enumerate(step.sources)
              for before in flow.before(step, place, {cell})]  # fmt: skip
     return sum(found[source][before] for _, source, before in cells)
@@ -76,7 +76,7 @@ def _products(flow: Flow, step: Step) -> int:
 def _conv(block: Block | None) -> ConvSpec:
     if not isinstance(block, ConvSpec) or block.padding_mode != "zeros":
         raise conv_error("draw", "a worked example takes convolutions padded with zeros, shuffles, sums, joins",
-                         got={"part": str(block)}, do="Leave numbers out.")  # fmt: skip
+                         also=ValueError, got={"part": str(block)}, do="Leave numbers out.")  # fmt: skip
     return block
 
 
@@ -84,6 +84,6 @@ def _after(step: Step, value: int) -> int:
     for name in step.after:
         if name not in ("relu", "identity"):
             raise conv_error("draw", "a worked example takes no other function than relu", got={"function": name},
-                             do="Leave numbers out.")  # fmt: skip
+                             also=ValueError, do="Leave numbers out.")  # fmt: skip
         value = max(0, value) if name == "relu" else value
     return value

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from reconv.plain import escape
+from reconv.spec import ConvSpec
 
 # Okabe and Ito 2008
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -52,6 +53,12 @@ def times(values: Sequence[int]) -> str:
 def same(values: Sequence[int]) -> str:
     """One number where all are alike."""
     return str(values[0]) if len(set(values)) == 1 else times(values)
+
+
+def strides(spec: ConvSpec) -> list[str]:
+    """What is to be said of the steps of a convolution, where they are not 1."""
+    lines = [] if set(spec.stride) == {1} else [f"stride {same(spec.stride)}"]
+    return lines if set(spec.dilation) == {1} or spec.pointwise else [*lines, f"dilation {same(spec.dilation)}"]
 
 
 def length(text: str) -> float:

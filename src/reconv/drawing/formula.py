@@ -21,9 +21,7 @@ from reconv.spec import (
     Shuffle,
 )
 
-Terms = tuple[
-    tuple[str, str], ...
-]  # (text, role); roles: read, weight, made, stride, dilation, padding, sum, bias, moved
+Terms = tuple[tuple[str, str], ...]  # (text, role): read, weight, made, stride, dilation, padding, sum, bias, moved
 
 
 def formula(block: Block) -> list[Terms]:

@@ -8,7 +8,20 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from reconv.drawing import example
-from reconv.drawing.figure import CHARACTER, Figure, arrow, document, lanes, length, line, row, same, times, words
+from reconv.drawing.figure import (
+    CHARACTER,
+    Figure,
+    arrow,
+    document,
+    lanes,
+    length,
+    line,
+    row,
+    same,
+    strides,
+    times,
+    words,
+)
 from reconv.drawing.flow import (
     Cell,
     Flow,
@@ -21,6 +34,7 @@ from reconv.drawing.flow import (
     group_of,
     order_of,
     points,
+    stretched,
     voids,
     window,
 )
@@ -78,9 +92,7 @@ class Drawing:
 
     @staticmethod
     def _lengths(each: Map) -> list[int]:
-        zeros = each.zeros or (0,) * (len(each.shape) - 1)
-        return [(n - 1) * (z + 1) + 1 + lo + hi
-                for n, z, (lo, hi) in zip(each.shape[1:], zeros, each.border, strict=True)]  # fmt: skip
+        return [n + lo + hi for n, (lo, hi) in zip(stretched(each), each.border, strict=True)]
 
     # -- which output cells ------------------------------------------------------------------------------
     def _cells(self) -> list[Cell]:
@@ -243,9 +255,9 @@ class Drawing:
             means = any(isinstance(each.block, Gate) for each in self.flow.steps)
             more = ", and the mean of every channel" if means else ""
             return f"{text} needs {len(needed)} of {math.prod(self.flow.maps[0].shape)} input values{more}"
-        parts = [f"{w}·{x}" for w, x in example.terms(self.flow, step, cell, self.values) if w and x]
+        parts = [f"{w}·{x}" for w, x in example.terms(step, cell, self.values) if w and x]
         shown = " + ".join(parts[:12]) + (f" + {len(parts) - 12} more" if len(parts) > 12 else "")
-        total = sum(w * x for w, x in example.terms(self.flow, step, cell, self.values))
+        total = sum(w * x for w, x in example.terms(step, cell, self.values))
         return f"{text} = {shown + ' = ' if shown else ''}{total}".replace("+ -", "− ").replace("= -", "= −")
 
     def _style(self) -> str:
@@ -357,11 +369,7 @@ def _kernel_name(spec: ConvSpec, moved: Deform | None) -> str:
 
 
 def _particulars(spec: ConvSpec) -> list[str]:
-    out = []
-    if set(spec.stride) != {1}:
-        out.append(f"stride {same(spec.stride)}")
-    if set(spec.dilation) != {1} and not spec.pointwise:
-        out.append(f"dilation {same(spec.dilation)}")
+    out = strides(spec)
     if spec.groups > 1 and not spec.depthwise:
         out.append(f"{spec.groups} groups")
     return [", ".join(out)] if out else []

@@ -26,10 +26,10 @@ def png(svg: str, zoom: float = 2) -> bytes:
                                        sans_serif_family=font, monospace_family=font))  # fmt: skip
 
 
-def gif(frames: Sequence[str], seconds: float, zoom: float = 1) -> bytes:
+def gif(frames: Sequence[str], seconds: float) -> bytes:
     """An animated GIF that repeats, a frame an SVG."""
     image = _module("PIL.Image", "Pillow")
-    pages = [image.open(BytesIO(png(svg, zoom))).convert("RGB").quantize(128) for svg in frames]
+    pages = [image.open(BytesIO(png(svg))).convert("RGB").quantize(128) for svg in frames]
     file = BytesIO()
     pages[0].save(file, "GIF", save_all=True, append_images=pages[1:], duration=round(1000 * seconds), loop=0)
     return file.getvalue()

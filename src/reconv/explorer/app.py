@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reconv.explorer import state as states
 from reconv.explorer.kinds import CONTROLS, KINDS
-from reconv.explorer.panel import Panel, measured, panel_of
+from reconv.explorer.panel import measured, panel_of
 from reconv.reporting.drawn import OFFSETS
 
 HERE = Path(__file__).parent
@@ -146,7 +146,3 @@ class Guard:
             await send(message)
 
         await (refused or self.app)(scope, receive, guarded)
-
-
-def title_of(panel: Panel) -> str:
-    return f"{panel.state.kind.title}, {panel.state.dims}D"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from reconv.drawing.figure import times
 from reconv.errors import ConvError
 from reconv.explorer.code import codes
 from reconv.explorer.state import State
@@ -102,7 +103,3 @@ def kernels(block: Block, shape: tuple[int, ...], threads: int) -> list[str]:
             asked = of_spec(part, row.input_shape, False, torch.float32, threads)
             found.append("torch" if asked is None else choose(asked).name)
     return found
-
-
-def times(values: tuple[int, ...]) -> str:
-    return "×".join(map(str, values))

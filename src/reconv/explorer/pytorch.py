@@ -6,6 +6,7 @@ from math import prod
 from typing import Any, assert_never
 
 from reconv.explorer.writer import Writer, call, one, program
+from reconv.ops.problem import flat_pads
 from reconv.spec import (
     Activation,
     BatchNorm,
@@ -35,10 +36,8 @@ def _pytorch(w: Writer, block: Block, x: str, dims: int) -> str:
     match block:
         case ConvSpec():
             kind = "ConvTranspose" if block.transposed else "Conv"
-            if (
-                block.even_padding is None and not block.transposed
-            ):  # from the last axis to the first, as pad takes them
-                ends = tuple(n for pair in reversed(block.padding) for n in pair)
+            if block.even_padding is None and not block.transposed:
+                ends = tuple(flat_pads(block.padding))
                 x = w.say(f"nn.functional.pad({x}, {ends})")
                 block = block.replace(padding=0)
             return w.apply("conv", f"nn.{kind}{dims}d({_torch_arguments(block)})", x)

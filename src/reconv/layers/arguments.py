@@ -7,9 +7,7 @@ from numbers import Integral
 from typing import ClassVar, Protocol
 
 from reconv.errors import conv_error
-
-Size = int | Sequence[int]
-Padding = str | int | Sequence[int | tuple[int, int]]
+from reconv.ops.problem import Size
 
 
 class OfDimensions(Protocol):
@@ -27,8 +25,11 @@ def per_axis(layer: OfDimensions, size: Size) -> tuple[int, ...]:
 
 
 def check_counts(layer: object, **counts: object) -> None:
-    """Each must be a number of things."""
+    """Each must be a number of things.
+
+    Args:    layer: what is told to have been given them, by its name or by its class.
+    """
+    told = layer if isinstance(layer, str) else type(layer).__name__
     for name, value in counts.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise conv_error(type(layer).__name__, f"{name} must be an integer >= 1", got={name: value},
-                             also=ValueError)  # fmt: skip
+            raise conv_error(told, f"{name} must be an integer >= 1", got={name: repr(value)}, also=ValueError)

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from reconv.layers.arguments import Padding, Size, check_counts, per_axis
+from reconv.layers.arguments import check_counts, per_axis
 from reconv.layers.compose import Builder, ChainLayer
+from reconv.ops.problem import Padding, Size
 from reconv.spec import ConvSpec
 
 

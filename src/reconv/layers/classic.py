@@ -17,14 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reconv.errors import ConvError, conv_error
+from reconv.layers.arguments import check_counts
 from reconv.ops.functional import conv2d
-from reconv.ops.problem import flat_pads
+from reconv.ops.problem import Padding, Size, flat_pads
 from reconv.spec import ConvSpec
 
 __all__ = ["Box", "Emboss", "Gabor", "Gaussian", "Laplacian", "Scharr", "Sharpen", "Sobel"]
-
-Size = int | Sequence[int]
-Padding = str | int | Sequence[int | tuple[int, int]]
 
 
 class Settings(TypedDict, total=False):
@@ -50,8 +48,8 @@ class _Fixed(nn.Module):
         spec = ConvSpec(in_channels=1, out_channels=len(kernels), kernel_size=tuple(kernels.shape[1:]), bias=False,
                         padding=padding, padding_mode=padding_mode)  # fmt: skip
         dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
-            raise _wrong(self, "dtype must be a floating one", dtype=dtype, also=TypeError)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise _wrong(self, "dtype must be a floating one", dtype=repr(dtype), also=TypeError)
         self.padding, self.pads, self.padding_mode = spec.even_padding or spec.padding, spec.padding, padding_mode
         self.register_buffer("weight", kernels[:, None].to(device=device, dtype=dtype), persistent=False)
 
@@ -257,8 +255,7 @@ class Gabor(_Fixed):
     ) -> None:
         wavelength, aspect = _positive(self, "wavelength", wavelength), _positive(self, "aspect", aspect)
         sigma = _positive(self, "sigma", 0.56 * wavelength if sigma is None else sigma)
-        if not isinstance(orientations, Integral) or orientations < 1:
-            raise _wrong(self, "orientations must be an integer >= 1", orientations=orientations, also=ValueError)
+        check_counts(self, orientations=orientations)
         if not _is_number(phase):
             raise _wrong(self, "phase must be a finite number", phase=repr(phase), also=ValueError)
         height, width = _sizes(self, 2 * math.ceil(3 * max(sigma, sigma / aspect)) + 1 if size is None else size)

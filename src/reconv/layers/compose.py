@@ -6,13 +6,13 @@ import functools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from math import prod
-from typing import Any, assert_never
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from reconv.errors import conv_error
+from reconv.errors import ConvError, conv_error
 from reconv.layers import conv
 from reconv.layers.between import CLASSES, NORMS, named
 from reconv.layers.deform import DEFORMABLE, deform_of, is_deformable
@@ -36,6 +36,7 @@ from reconv.spec import (
     in_channels,
     out_channels,
 )
+from reconv.spec.block import no_block
 from reconv.spec.geometry import dimensions
 
 CONVS: tuple[type[conv._Conv], ...] = (conv.Conv1d, conv.Conv2d, conv.Conv3d)
@@ -43,7 +44,15 @@ TRANSPOSED: tuple[type[conv._ConvTranspose], ...] = (conv.ConvTranspose1d, conv.
 
 
 class ChainLayer(Described, QuickSequential):
-    """One layer after the other; state-dict keys `0.weight`, `1.weight`, …"""
+    """One layer after the other, with the state-dict keys `0.weight`, `1.weight` and so on.
+
+    Args:    args: the layers, or an OrderedDict of them, as torch.nn.Sequential takes them.
+    Example:
+             >>> from reconv.spec import parse
+             >>> layer = build(parse("ic8oc4k1x1 -> ic4oc8k3x3p1"))
+             >>> type(layer).__name__, list(layer.state_dict())
+             ('ChainLayer', ['0.weight', '0.bias', '1.weight', '1.bias'])
+    """
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):  # a subclass takes other arguments
@@ -52,7 +61,7 @@ class ChainLayer(Described, QuickSequential):
 
 
 class BranchesLayer(Described, nn.ModuleList):
-    """Layers side by side on the same input, their outputs joined; state-dict keys `0.weight`, `1.weight`, …"""
+    """Layers side by side on the same input, with the state-dict keys `0.weight`, `1.weight` and so on."""
 
     def __init__(self, branches: Iterable[nn.Module], join: str, spatial_dims: int | None) -> None:
         super().__init__(branches)
@@ -70,14 +79,26 @@ class BranchesLayer(Described, nn.ModuleList):
 
 
 class ConcatLayer(BranchesLayer):
-    """Layers side by side on the same input, their outputs joined along the channels."""
+    """Layers side by side on the same input, their outputs joined along the channels.
+
+    Args:    branches: the layers. spatial_dims: of the maps, where inputs may come without a batch.
+    Example:
+             >>> ConcatLayer([nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 3, padding=1)])(torch.zeros(1, 3, 5, 5)).shape
+             torch.Size([1, 12, 5, 5])
+    """
 
     def __init__(self, branches: Iterable[nn.Module] = (), spatial_dims: int | None = None) -> None:
         super().__init__(branches, "concat", spatial_dims)
 
 
 class SumLayer(BranchesLayer):
-    """Layers side by side on the same input, their outputs added."""
+    """Layers side by side on the same input, their outputs added.
+
+    Args:    branches: the layers.
+    Example:
+             >>> SumLayer([nn.Identity(), nn.ReLU()])(torch.tensor([[-1.0, 2.0]]))
+             tensor([[-1.,  4.]])
+    """
 
     def __init__(self, branches: Iterable[nn.Module] = ()) -> None:
         super().__init__(branches, "sum", None)
@@ -92,8 +113,9 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
     `offset_conv.weight` and `offset_conv.bias`; the i-th part of a chain or of branches puts `i.` in front, as in
     `1.0.weight`.
 
-    Args:    channels, spatial_dims: of the input; needed only where no part of the block tells them.
-    Raises:  ConvError: when the parts do not fit each other.
+    Args:    block: from `reconv.parse`, `block_of` or the classes of reconv.spec.
+             channels, spatial_dims: of the input; needed only where no part of the block tells them.
+    Raises:  ConvError: when the parts do not fit each other; a TypeError where it is no block.
     Example:
              >>> from reconv.spec import parse
              >>> build(parse("ic8oc8k3x3p1g8nb -> ic8oc16k1x1"))
@@ -102,6 +124,9 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
                (1): Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
              )
     """
+    if spatial_dims not in (None, 1, 2, 3):
+        raise conv_error("build", "spatial_dims must be 1, 2 or 3", got={"spatial_dims": repr(spatial_dims)},
+                         also=ValueError)  # fmt: skip
     told = [*(spec.spatial_dims for spec in convs(block)), dimensions(block), spatial_dims]
     dims = {number for number in told if number is not None}
     if len(dims) > 1:
@@ -113,11 +138,14 @@ def build(block: Block, device: Any = None, dtype: torch.dtype | None = None, ch
 def block_of(layer: nn.Module) -> Block:
     """The block that a layer computes; torch.nn's own convolutions are understood, too.
 
+    Args:    layer: of torch.nn or reconv.nn; made by `build`, or by its own class.
     Raises:  ConvError (a TypeError): when the layer is none of build's, or its forward has been changed.
     Example:
              >>> str(block_of(nn.Conv2d(3, 8, 3, padding="same")))
              'ic3oc8k3x3p1'
     """
+    if not isinstance(layer, nn.Module):
+        raise _not_ours(layer)
     if isinstance(layer, _ConvNd) and _convolves(layer):
         return ConvSpec.of(layer)
     if (block := named(layer)) is not None:
@@ -141,8 +169,12 @@ def block_of(layer: nn.Module) -> Block:
                 return Gate(layer.reduction)
             case _ if is_deformable(layer):
                 return deform_of(layer)
-    raise conv_error("block_of", "the layer must be a convolution of torch.nn or a layer of reconv.nn",
-                     got={"layer": type(layer).__name__}, also=TypeError)  # fmt: skip
+    raise _not_ours(layer)
+
+
+def _not_ours(layer: object) -> ConvError:
+    return conv_error("block_of", "the layer must be a convolution of torch.nn or a layer of reconv.nn",
+                      got={"layer": type(layer).__name__}, also=TypeError)  # fmt: skip
 
 
 def _convolves(layer: _ConvNd) -> bool:
@@ -191,7 +223,7 @@ class Builder:
             case Deform():
                 return self.deform(block)
             case _:
-                assert_never(block)
+                no_block(block)
 
     def parts(self, chain: Iterable[Block | nn.Module], channels: int | None = None) -> Iterator[nn.Module]:
         """The layers of a chain; a part that is a module already keeps the channels."""

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from reconv.layers.arguments import Padding, Size, per_axis
+from reconv.layers.arguments import per_axis
 from reconv.layers.described import Described
 from reconv.ops.convolve import convolve
 from reconv.ops.functional import conv_nd
-from reconv.ops.problem import flat_pads
+from reconv.ops.problem import Padding, Size, flat_pads
 from reconv.spec import ConvSpec
 
 
@@ -26,6 +26,9 @@ class _Conv(Described, _ConvNd):
     Args:    input: (N, C_in, *spatial) or (C_in, *spatial).
     Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial).
     Raises:  ConvError: when the arguments do not describe a convolution.
+    Example:
+             >>> Conv1d(1, 1, 3, padding=[(2, 0)])(torch.zeros(8, 1, 16)).shape  # causal
+             torch.Size([8, 1, 16])
     """
 
     spatial_dims: ClassVar[int]
@@ -72,6 +75,10 @@ class _ConvTranspose(Described, _ConvNd):
     Args:    input: (N, C_in, *spatial) or (C_in, *spatial); output_size: the wanted one, where a stride allows several.
     Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial).
     Raises:  ConvError: when the arguments do not describe a transposed convolution.
+    Example:
+             >>> layer = ConvTranspose2d(8, 4, 3, stride=2, padding=1)
+             >>> layer(torch.zeros(1, 8, 7, 7)).shape, layer(torch.zeros(1, 8, 7, 7), output_size=(14, 14)).shape
+             (torch.Size([1, 4, 13, 13]), torch.Size([1, 4, 14, 14]))
     """
 
     spatial_dims: ClassVar[int]

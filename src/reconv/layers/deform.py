@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reconv.errors import conv_error
-from reconv.layers.arguments import Padding, Size, per_axis
+from reconv.layers.arguments import per_axis
 from reconv.layers.conv import Conv1d, Conv2d, Conv3d
 from reconv.layers.described import Described
 from reconv.ops.deform import deform_nd
-from reconv.ops.problem import flat_pads
+from reconv.ops.problem import Padding, Size, flat_pads
 from reconv.spec import Deform
 from reconv.spec.conv import ConvSpec
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from reconv.layers.arguments import Padding, Size, check_counts
+from reconv.layers.arguments import check_counts
 from reconv.layers.conv import Conv1d, Conv2d, Conv3d, _Conv
+from reconv.ops.problem import Padding, Size
 
 
 class _DepthwiseConv(_Conv):

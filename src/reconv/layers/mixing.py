@@ -26,11 +26,17 @@ def channel_dim(spatial_dims: int | None) -> int:
 class ChannelShuffle(Described):
     """y[n, j·groups + i] = x[n, i·(C/groups) + j]: channels of different groups become neighbours.
 
+    Args:    groups: which divides the channels. spatial_dims: of the maps, where inputs may come without a batch.
+    Raises:  ConvError: when groups is no count.
     Source:  Zhang et al. 2017, arXiv:1707.01083
+    Example:
+             >>> ChannelShuffle(2)(torch.arange(6).view(1, 6)).tolist()
+             [[0, 3, 1, 4, 2, 5]]
     """
 
     def __init__(self, groups: int, spatial_dims: int | None = None) -> None:
         super().__init__()
+        check_counts(self, groups=groups)
         self.groups, self.dim = groups, channel_dim(spatial_dims)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -41,12 +47,22 @@ class ChannelShuffle(Described):
 
 
 class ChannelPermute(Described):
-    """y[n, c] = x[n, index[c]]. The order is data: the buffer `index`, at first the identity."""
+    """y[n, c] = x[n, index[c]]. The order is data: the buffer `index`, at first the identity.
+
+    Args:    channels: C. spatial_dims: of the maps, where inputs may come without a batch.
+    Raises:  ConvError: when channels is no count.
+    Example:
+             >>> layer = ChannelPermute(3)
+             >>> _ = layer.load_state_dict({"index": torch.tensor([2, 0, 1])})
+             >>> layer(torch.tensor([[10, 20, 30]])).tolist()
+             [[30, 10, 20]]
+    """
 
     index: Tensor
 
     def __init__(self, channels: int, spatial_dims: int | None = None, device: Any = None) -> None:
         super().__init__()
+        check_counts(self, channels=channels)
         self.dim = channel_dim(spatial_dims)
         self.register_buffer("index", torch.arange(channels, device=device))
 
@@ -60,8 +76,14 @@ class ChannelPermute(Described):
 class SqueezeExcite(Described):
     """y[n, c] = x[n, c] · sigmoid(expand(relu(reduce(mean of x over space))))[n, c].
 
-    Args:    reduction: the hidden layer has max(1, channels // reduction) units.
+    Args:    channels: C. reduction: the hidden layer has max(1, channels // reduction) units.
+             spatial_dims: of the maps, where inputs may come without a batch.
+    Raises:  ConvError: when channels or reduction is no count.
     Source:  Hu et al. 2017, arXiv:1709.01507, equations 2 to 4
+    Example:
+             >>> layer = SqueezeExcite(32, reduction=8)
+             >>> layer.reduce, layer(torch.zeros(1, 32, 7, 7)).shape
+             (Linear(in_features=32, out_features=4, bias=True), torch.Size([1, 32, 7, 7]))
     """
 
     def __init__(
@@ -105,7 +127,15 @@ def _axes(spatial_dims: int | None) -> str:
 
 
 class _SqueezeExcite(SqueezeExcite):
-    """SqueezeExcite for maps of so many axes: (N, C, *spatial), or (C, *spatial) without a batch."""
+    """SqueezeExcite for maps of so many axes: (N, C, *spatial), or (C, *spatial) without a batch.
+
+    Args:    channels: C. reduction: the hidden layer has max(1, channels // reduction) units.
+    Raises:  ConvError: when channels or reduction is no count.
+    Source:  Hu et al. 2017, arXiv:1709.01507, equations 2 to 4
+    Example:
+             >>> SqueezeExcite2d(32, reduction=8)(torch.zeros(32, 7, 7)).shape
+             torch.Size([32, 7, 7])
+    """
 
     dims: ClassVar[int]
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 
 from reconv.errors import ConvError, conv_error
-from reconv.layers.arguments import Padding, Size, check_counts, per_axis
+from reconv.layers.arguments import check_counts, per_axis
 from reconv.layers.compose import BranchesLayer, Builder
+from reconv.ops.problem import Padding, Size
 from reconv.spec import Block, Chain, ConvSpec
 
 

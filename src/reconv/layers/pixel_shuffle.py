@@ -17,12 +17,17 @@ class PixelShuffleLayer(Described, nn.Module):
     """y[n, c, s·p + r] = x[n, (c, r), p], then cut at the ends; (N, C, *spatial), or without a batch.
 
     Args:    factors: s of each axis; crop: (lo, hi) positions to cut off each axis.
+    Raises:  ConvError: when these are no 1, 2 or 3 counts, or no pairs.
     Source:  Shi et al. 2016, arXiv:1609.05158
+    Example:
+             >>> import torch
+             >>> PixelShuffleLayer((2, 2), crop=((0, 1), (0, 1)))(torch.zeros(1, 12, 4, 4)).shape
+             torch.Size([1, 3, 7, 7])
     """
 
     def __init__(self, factors: Sequence[int], crop: Sequence[tuple[int, int]] = ()) -> None:
         super().__init__()
-        self.shuffle = PixelShuffle(tuple(factors), tuple(crop))
+        self.shuffle = PixelShuffle(factors, crop)  # type: ignore[arg-type]  # which makes tuples of them
 
     def forward(self, input: Tensor) -> Tensor:
         factors = self.shuffle.factors

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reconv.errors import conv_error
-
-Pads = tuple[tuple[int, int], ...]
+from reconv.ops.problem import Pads, flat_pads
 
 
 class GridPool(nn.Module):
@@ -51,7 +50,7 @@ class GridPool(nn.Module):
         return total / (prod(self.kernel_size) if counted is None else counted)
 
     def padded(self, input: Tensor, value: float) -> Tensor:
-        return F.pad(input, [n for ends in reversed(self.padding) for n in ends], value=value)
+        return F.pad(input, flat_pads(self.padding), value=value)
 
     def counted(self, input: Tensor) -> Tensor | None:
         """How many positions each mean is over; None: all of the kernel's."""
@@ -61,7 +60,7 @@ class GridPool(nn.Module):
             return None
         lengths = input.shape[input.ndim - len(self.kernel_size) :]
         ones = input.new_ones([1, 1, *(n + a + b for n, (a, b) in zip(lengths, inner, strict=True))])
-        return self.summed(F.pad(ones, [n for ends in reversed(outer) for n in ends]))
+        return self.summed(F.pad(ones, flat_pads(outer)))
 
     def summed(self, padded: Tensor) -> Tensor:
         spans = [d * (k - 1) for k, d in zip(self.kernel_size, self.dilation, strict=True)]

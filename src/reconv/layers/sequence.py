@@ -32,12 +32,24 @@ class Quick(nn.Module):
 
 
 class Absorbed(Quick, nn.Identity):
-    """An identity where a module was whose work another layer has taken over."""
+    """An identity where a module was whose work another layer has taken over.
+
+    Args:    args, kwargs: any, as torch.nn.Identity takes them.
+    Example:
+             >>> Absorbed()(torch.ones(2))
+             tensor([1., 1.])
+    """
 
 
 class QuickSequential(Quick, nn.Sequential):
-    """torch.nn.Sequential; plain convolutions that follow each other, with the ReLUs and poolings behind them, are
-    computed in one call where a kernel does that."""
+    """torch.nn.Sequential, faster: plain convolutions that follow each other, with the ReLUs and poolings behind them,
+    are computed in one call where a kernel does that.
+
+    Args:    args: the layers, or an OrderedDict of them, as torch.nn.Sequential takes them.
+    Example:
+             >>> QuickSequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2))(torch.zeros(1, 3, 10, 10)).shape
+             torch.Size([1, 8, 4, 4])
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         steps = self._steps()

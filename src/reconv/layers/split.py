@@ -118,6 +118,11 @@ def _of_one_device(spec: ConvSpec, devices: int) -> ConvSpec:
 
 
 def _check_mesh(spec: ConvSpec, mesh: Any) -> None:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    if not isinstance(mesh, DeviceMesh):
+        raise conv_error("split_groups", "mesh must be a DeviceMesh", got={"mesh": type(mesh).__name__},
+                         do="Make it by torch.distributed.device_mesh.init_device_mesh.", also=TypeError)  # fmt: skip
     if mesh.ndim != 1:
         raise conv_error("split_groups", "mesh must have one dimension", got={"mesh": tuple(mesh.shape)},
                          do="Take one of them: mesh['name'].", also=ValueError)  # fmt: skip

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from reconv.errors import conv_error
-from reconv.layers.arguments import Padding, Size, check_counts, per_axis
+from reconv.layers.arguments import check_counts, per_axis
 from reconv.layers.between import Act, between
 from reconv.layers.compose import Builder, ChainLayer
+from reconv.ops.problem import Padding, Size
 from reconv.spec import Block, ConvSpec
 from reconv.spec.conv import Ints, Pads
 
@@ -91,7 +92,7 @@ class _StackedConv(ChainLayer):
 
 def stack(whole: ConvSpec, small: int, mid_channels: int, linear: bool) -> list[ConvSpec]:
     """The small convolutions for the large one; `linear`: nothing will stand between them."""
-    kernels = list(zip_longest(*(_sizes(size, small) for size in whole.kernel_size), fillvalue=1))
+    kernels = stacked_kernels(whole.kernel_size, small)
     pads = [((0, 0),) * whole.spatial_dims] * len(kernels)
     pads[0] = whole.padding
     for i in range(len(kernels) - 1, 0, -1) if not linear else ():
@@ -108,12 +109,15 @@ def stack(whole: ConvSpec, small: int, mid_channels: int, linear: bool) -> list[
     ]  # fmt: skip
 
 
+def stacked_kernels(size: Ints, small: int) -> tuple[Ints, ...]:
+    """Kernels up to `small` that cover `size` together: each adds its size − 1."""
+    return tuple(zip_longest(*(_sizes(length, small) for length in size), fillvalue=1))
+
+
 def _sizes(size: int, small: int) -> list[int]:
-    """Sizes up to `small` that cover `size` together: each adds its size − 1."""
-    sizes = []
-    while size > 1:
-        sizes.append(min(size, small))
-        size -= sizes[-1] - 1
+    sizes = [min(size, small)]
+    while (left := size - sum(s - 1 for s in sizes)) > 1:
+        sizes.append(min(left, small))
     return sizes
 
 

@@ -6,12 +6,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import ParamSpec
 
 from torch import nn
 
-from reconv.errors import conv_error
+from reconv.layers.arguments import check_counts
 
 P = ParamSpec("P")
 
@@ -51,7 +50,7 @@ def network(
         def checked(*args: P.args, **kwargs: P.kwargs) -> nn.Module:
             for name, value in signature.bind(*args, **kwargs).arguments.items():
                 if signature.parameters[name].annotation == "int":
-                    _check_count(make.__name__, name, value)
+                    check_counts(f"networks.{make.__name__}", **{name: value})
             return make(*args, **kwargs)
 
         CATALOGUE[make.__name__] = Entry(
@@ -61,8 +60,3 @@ def network(
         return checked
 
     return enter
-
-
-def _check_count(network: str, name: str, value: object) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise conv_error(f"networks.{network}", f"{name} must be an integer >= 1", got={name: value}, also=ValueError)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reconv.errors import ConvError, conv_error
 from reconv.networks.catalogue import CATALOGUE
+from reconv.plain import listed
 
 Rename = tuple[str, str | Callable[[re.Match[str]], str]]
 
@@ -144,6 +145,9 @@ missing=[features.0.bias, features.0.weight, … 19 more]. Give the arguments th
     if name not in RENAMES:
         raise conv_error("networks.convert", f"name must be one of {', '.join(RENAMES)}", got={"name": repr(name)},
                          also=ValueError)  # fmt: skip
+    if not isinstance(state_dict, Mapping):
+        raise conv_error("networks.convert", "state_dict must be names and tensors", also=TypeError,
+                         got={"state_dict": type(state_dict).__name__})  # fmt: skip
     with torch.device("meta"):
         own = CATALOGUE[name].make(**arguments).state_dict()
     groups: dict[str, list[Tensor]] = {}
@@ -179,10 +183,6 @@ def _shaped(tensor: Tensor, own: Tensor) -> Tensor:
 
 
 def _misfit(name: str, **keys: Any) -> ConvError:
-    lists = {kind: f"[{_some(sorted(names))}]" for kind, names in keys.items() if names}
+    lists = {kind: f"[{listed(sorted(names), 2)}]" for kind, names in keys.items() if names}
     return conv_error("networks.convert", "the tensors must be those of the network", got={"name": repr(name), **lists},
                       do="Give the arguments that the network is made with.", also=RuntimeError)  # fmt: skip
-
-
-def _some(names: list[str], at_most: int = 2) -> str:
-    return ", ".join(names[:at_most]) + (f", … {len(names) - at_most} more" if len(names) > at_most else "")

@@ -12,8 +12,8 @@ from torch import Tensor, get_num_threads
 from reconv.ops import direct, problem, separable_native
 from reconv.ops.autograd import differentiated
 from reconv.ops.dispatch import NOT_PLAIN, PLAIN, WANTS_GRADIENTS, asked_for, choose, eager, plainness, watched
-from reconv.ops.kernel import Size, conv_by_torch, transposed_by_torch
-from reconv.ops.problem import dense_strides
+from reconv.ops.kernel import conv_by_torch, transposed_by_torch
+from reconv.ops.problem import Size, dense_strides
 from reconv.ops.registered import arguments, opaque
 from reconv.ops.ways import Ways, find, learned, transposed_ways, ways
 

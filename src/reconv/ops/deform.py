@@ -23,12 +23,10 @@ from torch.nn import functional as F
 from reconv.errors import ConvError, conv_error, error_type
 from reconv.ops import deform_native
 from reconv.ops.dispatch import autocasts
-from reconv.ops.problem import are_numbers
+from reconv.ops.problem import Padding, Size, are_numbers
 from reconv.spec import ConvSpec, output_shape
 from reconv.spec.geometry import axis_length
 
-Size = int | Sequence[int]
-Padding = str | int | Sequence[int | tuple[int, int]]
 Sides = list[tuple[Tensor, Tensor]]
 Shapes = dict[str, torch.Size]
 Watcher = Callable[[ConvSpec, Tensor, Tensor, Tensor | None, Tensor], None]  # spec, input, weight, bias, output

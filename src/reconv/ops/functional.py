@@ -5,7 +5,7 @@ Plain arguments go straight to PyTorch. Only where it refuses is the reason look
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from reconv.errors import ConvError, conv_error, error_type
 from reconv.ops.convolve import convolve, convolve_transposed, separable
 from reconv.ops.deform import deform_conv1d, deform_conv2d, deform_conv3d
+from reconv.ops.problem import Padding, Size
 from reconv.spec import ConvSpec, output_shape
 
 __all__ = [
@@ -32,8 +33,6 @@ __all__ = [
     "separable_conv3d",
 ]
 
-Size = int | Sequence[int]
-Padding = str | int | Sequence[int | tuple[int, int]]
 
 _TRANSLATED = (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError)
 
@@ -97,10 +96,14 @@ def _conv(dims: int) -> Conv:
                  padding: a number, one per axis, a (lo, hi) pair per axis, "same" or "valid".
         Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial)
         Raises:  ConvError, of the builtin type that torch raises: when the arguments do not fit each other.
+        Example:
+                 >>> import torch
+                 >>> conv1d(torch.tensor([[[1.0, 2, 3, 4]]]), torch.ones(1, 1, 3), padding=[(2, 0)])  # causal
+                 tensor([[[1., 3., 6., 9.]]])
         """
         return conv_nd(dims, input, weight, bias, stride, padding, dilation, groups)
 
-    return _named(conv, f"conv{dims}d")
+    return named(conv, f"conv{dims}d")
 
 
 def _conv_transpose(dims: int) -> ConvTranspose:
@@ -123,10 +126,14 @@ def _conv_transpose(dims: int) -> ConvTranspose:
                  padding: what is cut off the output: a number, one per axis or a (lo, hi) pair per axis.
         Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial)
         Raises:  ConvError, of the builtin type that torch raises: when the arguments do not fit each other.
+        Example:
+                 >>> import torch
+                 >>> conv_transpose1d(torch.tensor([[[1.0, 2, 3]]]), torch.ones(1, 1, 2), stride=2)
+                 tensor([[[1., 1., 2., 2., 3., 3.]]])
         """
         return conv_nd(dims, input, weight, bias, stride, padding, dilation, groups, output_padding, transposed=True)
 
-    return _named(conv_transpose, f"conv_transpose{dims}d")
+    return named(conv_transpose, f"conv_transpose{dims}d")
 
 
 def _separable_conv(dims: int) -> SeparableConv:
@@ -151,6 +158,11 @@ def _separable_conv(dims: int) -> SeparableConv:
         Returns: (N, C_out, *out_spatial) or (C_out, *out_spatial)
         Raises:  ConvError, of the builtin type that torch raises: when the arguments do not fit each other.
         Source:  Chollet 2017, arXiv:1610.02357
+        Example:
+                 >>> import torch
+                 >>> x, w, v = torch.ones(1, 2, 4), torch.ones(4, 1, 3), torch.ones(1, 4, 1)
+                 >>> separable_conv1d(x, w, v)
+                 tensor([[[12., 12.]]])
         """
         _check_separable(name, dims, input, depthwise_weight, pointwise_weight)
         with suppress(*_TRANSLATED):  # what is wrong is told below
@@ -162,7 +174,7 @@ def _separable_conv(dims: int) -> SeparableConv:
         inner = conv_nd(dims, input, depthwise_weight, None, stride, padding, dilation, channels, name=name)
         return conv_nd(dims, inner, pointwise_weight, bias, name=name)
 
-    return _named(separable_conv, name)
+    return named(separable_conv, name)
 
 
 def _check_separable(name: str, dims: int, input: Any, depthwise: Any, pointwise: Any) -> None:
@@ -183,7 +195,7 @@ def _check_separable(name: str, dims: int, input: Any, depthwise: Any, pointwise
         raise conv_error(name, must, got=got, also=RuntimeError)
 
 
-def _named(function: Any, name: str) -> Any:
+def named(function: Any, name: str) -> Any:
     function.__name__ = function.__qualname__ = name
     return function
 
@@ -199,13 +211,19 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
         y[n, j·groups + i] = x[n, i·(C / groups) + j]
 
     Args:    input: (N, C, …), any number of further axes.
-    Raises:  ConvError (a RuntimeError): when groups does not divide the channels.
+    Raises:  ConvError: a RuntimeError when groups does not divide the channels; a TypeError for other types.
     Source:  Zhang et al. 2017, arXiv:1707.01083
     Example:
              >>> import torch
              >>> channel_shuffle(torch.arange(6).view(1, 6), 2)
              tensor([[0, 3, 1, 4, 2, 5]])
     """
+    if not isinstance(input, Tensor):
+        raise conv_error("channel_shuffle", "input must be a tensor", got={"input": type(input).__name__},
+                         also=TypeError)  # fmt: skip
+    if not isinstance(groups, int):
+        raise conv_error("channel_shuffle", "groups must be an integer >= 1", got={"groups": repr(groups)},
+                         also=TypeError)  # fmt: skip
     if input.ndim < 2 or groups < 1 or input.shape[1] % groups:
         raise conv_error("channel_shuffle", "input must be (N, C, …) with channels divisible by groups >= 1",
                          got={"input": tuple(input.shape), "groups": groups}, also=RuntimeError)  # fmt: skip

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reconv.ops.problem import Problem, Shape, flat_pads, has_sides, is_mistaken, pads_beyond
-
-Size = int | Sequence[int]
+from reconv.ops.problem import Problem, Shape, Size, flat_pads, has_sides, is_mistaken, pads_beyond
 
 Run = Callable[[Any, Any, Any, Any], Tensor]  # of x, w, bias and y: what the pass does not read may be None
 CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -12,6 +12,8 @@ from reconv.spec import ConvSpec
 
 Shape = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
+Size = int | Sequence[int]  # one for all axes, or one each
+Padding = str | int | Sequence[int | tuple[int, int]]
 OPS = ("forward", "input_gradient", "weight_gradient")  # the order is csrc/conv.hpp's
 MOST_ELEMENTS = 2**31  # larger tensors are PyTorch's
 

@@ -55,7 +55,7 @@ def _each(value: Any, dims: int) -> list[int]:
 
 
 def _pairs(padding: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """As the entrances take them: numbers where both sides have the same."""
+    """(before, behind) of each axis, as the entrances take them."""
     return tuple(zip(padding[::2], padding[1::2], strict=True))
 
 

@@ -52,7 +52,7 @@ class Lessons:
         """
         if not served(site):
             return None
-        seen = _empty(site)
+        seen, share = _empty(site), _share(site, self.batches)
         alone = not before or any(one.name == site.name for one in before)
         norms = {n.name for one in before for n in (one.norms or ((one.norm,) if one.norm else ()))}
         following, changing = Following(self.teacher), [m for n, m in norms_of(student).items() if n in norms]
@@ -64,14 +64,11 @@ class Lessons:
 
             def add(run: int, x: Tensor, y: Tensor, number: int = number, given: Sequence[Tensor] = given) -> None:
                 known = given[run] if run < len(given) and given[run].shape == y.shape else None
-                seen.add(x, None if known is None else known - y, self._share(site), seed=number)
+                seen.add(x, None if known is None else known - y, share, seed=number)
 
             with statistics_kept(changing), following.leading(student, () if alone else norms):
                 _run(student, batch, [(site, add)])
         return seen
-
-    def _share(self, site: Site) -> int:
-        return ceil(most_patches(site.spec) / (len(self.batches) * max(1, len(site.calls))))
 
 
 class Gathered:
@@ -107,12 +104,17 @@ class Gathered:
             _run(self.model, batch, [(site, self._adder(site, number)) for site in chosen])
 
     def _adder(self, site: Site, number: int) -> Seen:
-        seen, share = self.kept[site.name], most_patches(site.spec) / (len(self.batches) * max(1, len(site.calls)))
+        seen, share = self.kept[site.name], _share(site, self.batches)
 
         def add(run: int, x: Tensor, y: Tensor) -> None:
-            seen.add(x, None, ceil(share), seed=number)
+            seen.add(x, None, share, seed=number)
 
         return add
+
+
+def _share(site: Site, batches: Sequence[Batch]) -> int:
+    """Patches that a run of the site is to give."""
+    return ceil(most_patches(site.spec) / (len(batches) * max(1, len(site.calls))))
 
 
 def _keeper(given: list[Tensor]) -> Seen:

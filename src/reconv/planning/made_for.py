@@ -8,10 +8,10 @@ from torch import nn
 
 from reconv.errors import ConvError, conv_error
 from reconv.planning.plan import Edit, Plan
-from reconv.planning.wholes import within
 from reconv.ruleset import RULES, Rule
 from reconv.spec import ConvSpec
 from reconv.surgery import Site
+from reconv.surgery.sites import within
 
 MISSING = "missing"
 

@@ -22,10 +22,11 @@ from reconv.planning.table import Progress
 from reconv.planning.wholes import Wholes, rewrite_wholes
 from reconv.planning.wishes import Wishes, guided, required
 from reconv.planning.workbench import Outcome, Workbench, spent_as_found
-from reconv.ruleset import Rule, rules_named
+from reconv.ruleset import GROUPS, Rule, rules_named
 from reconv.surgery import Network, Site, clone, find_sites, tensors_of
 from reconv.surgery.alive import peak_of, state_bytes
 from reconv.surgery.fingerprint import structure_hash
+from reconv.surgery.sites import check_sites
 from reconv.targets import Target, check_runs, get_target
 
 CALIBRATION = 64  # samples on which errors are measured
@@ -58,7 +59,8 @@ def plan(
     "stronger" and "denser" are applied wherever they are not refused, one a site, the first of them that serves it;
     those of "denser" at the last site alone, unless `sites` names some.
 
-    Args:    budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
+    Args:    model: a trained network; it stays as it is. example_inputs: a tensor, or a tuple of what it takes.
+             budget: "latency=0.4,params=2M", a mapping, or None; see `Budget`.
              data: calibration inputs, on whose responses smaller layers are fitted; None: errors are measured on
              `example_inputs`, and layers are fitted to the weights alone.
              target: the engine that times; rules: names, groups or Rules; sites: globs of module names.
@@ -69,6 +71,11 @@ def plan(
              ref: what the command line calls the network, to be noted. progress: called with (what, done, of how many).
     Returns: a Plan; `met` says whether the budget holds, `reason` why not, `refusals` why sites stay as they are.
     Raises:  ConvError: for a wrong budget, rule, target, network, wish or data. An unmet budget never raises.
+    Example:
+             >>> import torch
+             >>> net = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 3))
+             >>> plan(net, torch.rand(1, 8, 12, 12), budget="params=0.5").met
+             True
     """
     limits, engine = Budget.of(budget), get_target(target)
     pinned = wishes.pinned if isinstance(wishes, Plan) else ()
@@ -76,7 +83,7 @@ def plan(
     asked = wished.needed(rules_named(rules))
     found = guided(asked, wished, pinned)
     rewriting = [r for r in found if r.group != "exact"]
-    _check_front(front)
+    _check_asked(front, sites)
     if not (wished or front):
         _check_budget_given(found, limits)
     inputs, count = tensors_of(example_inputs), OperatorCount()
@@ -166,9 +173,10 @@ def _unasked(rewriting: Sequence[Rule], adding: Sequence[Rule], wholes: Wholes, 
             if r not in adding and r.name not in used]  # fmt: skip
 
 
-def _check_front(front: int) -> None:
-    if not 0 <= front <= MOST:
-        raise conv_error("plan", f"front must be between 0 and {MOST}", got={"front": front}, also=ValueError)
+def _check_asked(front: int, sites: str | Sequence[str]) -> None:
+    if not isinstance(front, int) or not 0 <= front <= MOST:
+        raise conv_error("plan", f"front must be between 0 and {MOST}", got={"front": repr(front)}, also=ValueError)
+    check_sites("plan", sites)
 
 
 def _check_required(planner: Planner, outcome: Outcome, needed: Mapping[str, str]) -> None:
@@ -205,8 +213,7 @@ def _meant(network: Network, patterns: str | Sequence[str], wholes: Wholes) -> l
 def _forced(rules: Rules, budget: Budget) -> bool:
     """Rules asked for by name, with nothing but an error budget, are applied wherever they stay within it."""
     asked = [rules] if isinstance(rules, str) or not isinstance(rules, Iterable) else list(rules)
-    groups = {"exact", "smaller", "stronger", "denser"}
-    return budget.only_error and not any(isinstance(r, str) and r in groups for r in asked)
+    return budget.only_error and not any(isinstance(r, str) and r in GROUPS for r in asked)
 
 
 def _by_name(rules: Rules) -> set[str]:

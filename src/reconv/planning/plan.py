@@ -16,6 +16,7 @@ from reconv.planning.wishes import Wish, Wishes
 from reconv.shown import show
 from reconv.spec import Block, parse
 from reconv.surgery.kin import Also
+from reconv.surgery.sites import within
 from reconv.targets import LAYOUTS
 from reconv.writing import write_text
 
@@ -27,11 +28,16 @@ FITS = ("weights", "responses")
 class Edit:
     """A chosen proposal: `block`, fitted by `rule`, stands in for `site`.
 
-    Args:    error: ‖student − teacher‖ / ‖teacher‖ of the network's output with this edit alone, right after the fit.
+    Args:    site: the name of a module. rule: that of the rule. block: what it becomes.
+             error: ‖student − teacher‖ / ‖teacher‖ of the network's output with this edit alone, right after the fit.
              latency_ms: measured for all runs of the site in one forward pass; None where it was not.
              absorbs: modules that become identities, because the block does their work.
              whole: whether `site` is a module of several layers, which `block` stands in for; such edits come first.
              also: other modules that change with it, and what they become: `norm(48)`, a convolution's text, …
+    Example:
+             >>> edit = Edit("conv1", "kernel", parse("ic8oc8k1x1"))
+             >>> edit.to_dict()["block"]
+             'ic8oc8k1x1'
     """
 
     site: str
@@ -267,7 +273,7 @@ def _read(read: Any, data: Any, where: str) -> Any:
 
 def _inside(name: str, modules: Collection[str]) -> bool:
     """Whether a name lies in one of the modules, and is none of them."""
-    return any(name != module and (not module or name.startswith(f"{module}.")) for module in modules)
+    return any(name != module and within(name, [module]) for module in modules)
 
 
 def _refusal(data: Mapping[str, Any]) -> Refusal:

@@ -77,7 +77,6 @@ def choose(
 def cheapest(candidates: Mapping[str, Sequence[Candidate]], names: Sequence[str],
              apart: Apart | None = None) -> dict[str, Candidate]:  # fmt: skip
     """Per site the candidate that spends least of the named costs, each relative to the site as it is."""
-
     pairs: dict[int, dict[int, Mapping[str, float]]] = {}  # by what may stand beside it
     for (one, other), more in (apart or {}).items():
         pairs.setdefault(id(one), {})[id(other)] = pairs.setdefault(id(other), {})[id(one)] = more

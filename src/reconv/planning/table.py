@@ -33,7 +33,7 @@ GAIN = 0.97  # a proposal must measure faster than this part of what stands ther
 MOST_PER_SITE = 6  # proposals whose effect on the network's output is measured
 MOST_PER_FORM = 3  # proposals of one form, which differ in how many channels they have, that are fitted
 _CHANNELS = re.compile(r"(ic|oc|g|permute\(|shuffle\()\d+")
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
 
 def measure(bench: Workbench, rules: Iterable[Rule], layout: str, gains: Sequence[str], progress: Progress,
@@ -213,15 +213,10 @@ def _beside(bench: Workbench, proposal: Proposal, layout: str) -> dict[str, floa
     """
     total: dict[str, float] = {}
     for name, text in proposal.also:
-        if name in bench.everywhere:
-            new, old = _as(bench, name, text, layout), _as(bench, name, str(bench.everywhere[name].block), layout)
-            total = {k: total.get(k, 0.0) + new[k] - old[k] for k in new}
-        else:
-            module = bench.original.get_submodule(name)
-            size = next((p.element_size() for p in module.parameters()), 0)
-            more = sum(p.numel() for p in remade(name, module, text).parameters())
-            more -= sum(p.numel() for p in module.parameters())
-            total = _with({**dict.fromkeys(COSTS, 0.0), **total}, {"params": more, "weight_bytes": size * more})
+        site = bench.everywhere.get(name)
+        now = str(site.block) if site else str(text_of(bench.original.get_submodule(name)))
+        new, old = _as(bench, name, text, layout), _as(bench, name, now, layout)
+        total = {k: total.get(k, 0.0) + new[k] - old[k] for k in new}
     return total
 
 

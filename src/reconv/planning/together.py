@@ -111,13 +111,10 @@ def beyond_sums(edits: Iterable[Edit], now: Callable[[str], str],
 
 def _moved(now: str, before: str, after: str) -> str:
     """`now`, changed as `before` was to `after`."""
-    if "pool(" in now:  # grids are stretched
+    if "(" in now:  # a pool's grid is stretched
         numbers = zip(*(map(int, _NUMBERS.findall(text)) for text in (now, before, after)), strict=True)
-        stretched = iter([n * a // b if b else n for n, b, a in numbers])
-        return _NUMBERS.sub(lambda _: str(next(stretched)), now)
-    if "(" in now:
-        numbers = zip(*(map(int, _NUMBERS.findall(text)) for text in (now, before, after)), strict=True)
-        moved = iter([n + a - b for n, b, a in numbers])
+        pool = "pool(" in now
+        moved = iter([(n * a // b if b else n) if pool else n + a - b for n, b, a in numbers])
         return _NUMBERS.sub(lambda _: str(next(moved)), now)
     here, old, new = map(ConvSpec.parse, (now, before, after))
     sized = narrowed_spec(here, here.in_channels + new.in_channels - old.in_channels,
@@ -128,11 +125,3 @@ def _moved(now: str, before: str, after: str) -> str:
         padding=[tuple(n * b // a if a else n for n, b, a in zip(*ends, strict=True))
                  for ends in zip(here.padding, new.padding, old.padding, strict=True)],
     ))  # fmt: skip
-
-
-def parameters(text: str, norm_affine: bool = True, bias: bool = True) -> int:
-    """Trained numbers of a module beside a site that is no convolution."""
-    numbers = [int(n) for n in _NUMBERS.findall(text)]
-    if text.startswith("linear("):
-        return numbers[0] * numbers[1] + bias * numbers[1]
-    return 2 * numbers[0] * norm_affine if text.startswith("norm(") else 0

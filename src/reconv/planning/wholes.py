@@ -21,7 +21,7 @@ from reconv.spec import BatchNorm, Block, ConvSpec
 from reconv.surgery import Site, clone, fresh, swap
 from reconv.surgery.find_regions import Runs, inner_first, region_site
 from reconv.surgery.outputs import distance
-from reconv.surgery.sites import chosen
+from reconv.surgery.sites import chosen, within
 from reconv.surgery.trace import is_conv
 from reconv.targets import LatencyCache, Problem, Target, Timing, layout_of, time_blocks, try_networks, why_not
 
@@ -58,11 +58,6 @@ class Wholes:
 def serves_wholes(rule: Rule) -> bool:
     """Whether a rule may be asked for whole modules, too."""
     return getattr(rule, "whole", False)
-
-
-def within(name: str, modules: Iterable[str]) -> bool:
-    """Whether a module of this name is one of these, or in one of them."""
-    return any(module in ("", name) or name.startswith(f"{module}.") for module in modules)
 
 
 def apply_wholes(student: nn.Module, edits: Sequence[Edit], inputs: tuple[Any, ...], fit: Fitting) -> nn.Module:

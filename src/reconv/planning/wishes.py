@@ -122,7 +122,7 @@ class Wishes:
 class Guided:
     """A rule that keeps to a person's wishes; all else is the rule's own.
 
-    Args:    pinned: what the plan has at pinned sites: (site, rule, block).
+    Args:    pinned: what the plan has at pinned sites.
     """
 
     def __init__(self, rule: Rule, wishes: Wishes, pinned: Iterable[Wish] = ()) -> None:

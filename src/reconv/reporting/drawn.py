@@ -124,7 +124,7 @@ def _channels(block: Block) -> int:
 def _cell(at: Sequence[int] | None, out: Sequence[int]) -> tuple[int, ...] | None:
     if at is None:
         return None
-    cell = tuple(at)
+    cell = tuple(at) if isinstance(at, Sequence) else (at,)
     if len(cell) != len(out) or not all(isinstance(i, int) and 0 <= i < n for i, n in zip(cell, out, strict=True)):
         raise conv_error("draw", "at must be (channel, *position) inside the output",
                          got={"at": cell, "output": tuple(out)}, also=ValueError)  # fmt: skip

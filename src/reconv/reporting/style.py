@@ -26,7 +26,6 @@ details.layer { border-bottom: 1px solid var(--line); }
 details.layer summary { display: flex; flex-wrap: wrap; gap: 0 1rem; }
 details.layer summary::before { content: "▸"; } details.layer[open] summary::before { content: "▾"; }
 details.layer summary .number { margin-left: auto; } details.layer > div, details.layer > p { margin: .4rem 0 .8rem; }
-.taken { font-weight: 600; }
 .bar { display: inline-block; height: .7rem; min-width: 1px; background: var(--bar); vertical-align: middle; }
 .views { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(26rem, 100%), 1fr)); gap: 1.2rem; }
 .views figure { margin: 0; min-width: 0; } .views img { max-width: 100%; height: auto; image-rendering: pixelated; }

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reconv.data import Feed
+from reconv.errors import conv_error
 from reconv.planning.edits import Fit, apply_edits, current, restat, with_data
 from reconv.planning.gathering import Lessons, samples_for
 from reconv.planning.made_for import check_made_for
@@ -44,11 +45,18 @@ def apply(
              >>> apply(net, Plan.from_dict({"format": 1, "edits": [edit]}), torch.zeros(1, 1, 5, 5))[1]
              Absorbed()
     """
+    check_plan("apply", plan)
     inputs = tensors_of(example_inputs)
     feed = None if data is None else Feed.of(data, inputs)
     student, sites = opened(model, plan, inputs, feed, rules, seed)
     student, sites = edited(student, sites, altering(plan, rules), feed, rules, seed)
     return finish(student, sites, plan, rules)
+
+
+def check_plan(name: str, plan: object) -> None:
+    if not isinstance(plan, Plan):
+        raise conv_error(name, "plan must be a Plan", got={"plan": type(plan).__name__},
+                         do="Read a file with Plan.load.", also=TypeError)  # fmt: skip
 
 
 def opened(model: nn.Module, plan: Plan, inputs: tuple[Any, ...], feed: Feed | None, rules: Sequence[Rule],

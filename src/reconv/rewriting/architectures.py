@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from reconv.errors import ConvError, conv_error
+from reconv.errors import ConvError, conv_error, first_line
 from reconv.files import read_json
 
 
@@ -90,7 +90,7 @@ def _of_folder(transformers: Any, folder: Path) -> Any:
         raise
     except Exception as error:
         raise conv_error("model", "the folder must be as save_pretrained of transformers writes it", also=ValueError,
-                         got={"folder": folder, "error": repr(_first_line(error))},
+                         got={"folder": folder, "error": repr(first_line(error))},
                          do="It must hold config.json and model.safetensors.") from error  # fmt: skip
 
 
@@ -109,13 +109,9 @@ def _unknown(library: str, name: str, error: Exception | None, known: Iterable[s
     known = list(known)
     if error is not None and name in known:
         return conv_error("model", f"{library} must be able to build the network", also=RuntimeError,
-                          got={"name": repr(name), "error": repr(_first_line(error))})  # fmt: skip
+                          got={"name": repr(name), "error": repr(first_line(error))})  # fmt: skip
     return conv_error("model", f"{library} must know the network", got={"name": repr(name)},
                       do=nearest(name, known), also=ValueError)  # fmt: skip
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")  # no "hf-hub:" or "local-dir:", which fetch

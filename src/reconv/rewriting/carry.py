@@ -13,17 +13,17 @@ from torch.optim import LBFGS, Optimizer
 from reconv.errors import conv_error
 from reconv.planning.plan import Plan
 from reconv.rewriting.apply import altering
-from reconv.ruleset import RULES, Rule
+from reconv.ruleset import RULES
 from reconv.targets import layout_of
 
 Parameters = dict[str, nn.Parameter]
 
 
-def for_training(plan: Plan, model: nn.Module, rules: Sequence[Rule] = RULES) -> Plan:
+def for_training(plan: Plan, model: nn.Module) -> Plan:
     """The plan without the edits that come behind a training (exact ones: they fold batch norms), in the model's own
     memory format.
     """
-    return replace(plan, edits=(*plan.wholes, *altering(plan, rules)), layout=layout_of(model))
+    return replace(plan, edits=(*plan.wholes, *altering(plan, RULES)), layout=layout_of(model))
 
 
 def carry_optimizer(optimizer: Optimizer, before: nn.Module, after: nn.Module) -> tuple[str, ...]:
@@ -33,6 +33,7 @@ def carry_optimizer(optimizer: Optimizer, before: nn.Module, after: nn.Module) -
     the others start anew, each in the group of the parameter that it stands in for. Groups keep their settings and
     their parameters of other networks, so that schedulers, which hold the groups, go on.
 
+    Args:    optimizer: of torch.optim's kind. before: the network that it was made for. after: what that became.
     Returns: the names in `after` of those that start anew.
     Raises:  ConvError: when the optimizer does not train `before`, or keeps parameters outside of its groups (LBFGS).
     Example:
@@ -74,6 +75,9 @@ def trained_by(optimizer: Optimizer) -> set[int]:
 
 
 def _parameters(model: nn.Module) -> Parameters:
+    if not isinstance(model, nn.Module):
+        raise conv_error("carry_optimizer", "before and after must be networks", got={"type": type(model).__name__},
+                         also=TypeError)  # fmt: skip
     return dict(getattr(model, "_orig_mod", model).named_parameters())  # what torch.compile wraps
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from reconv.errors import ConvError, conv_error
+from reconv.errors import ConvError, check_packages, conv_error
 from reconv.ops.deform import DEFORM_CONV_OPSET, exported_as_deform_conv
 from reconv.rewriting.agreement import agreement
 from reconv.surgery import clone, tensors_of
@@ -61,6 +60,12 @@ def export(
     Returns: an ExportReport.
     Raises:  ConvError: when the network cannot be exported (its own error is quoted), a package is missing, or the
              file computes something else. `path` is then left as it was; `model` always is.
+    Example:
+             >>> import tempfile, torch
+             >>> path = Path(tempfile.mkdtemp(), "net.pt2")
+             >>> report = export(torch.nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 9, 9), path)
+             >>> report.ops, report.dynamic_batch
+             ({'aten.conv2d.default': 1}, True)
     """
     path, inputs = Path(path), tuple(x.detach().cpu() for x in tensors_of(example_inputs))
     if path.suffix not in FORMATS:
@@ -68,7 +73,7 @@ def export(
                          also=ValueError)  # fmt: skip
     file_format = FORMATS[path.suffix]
     opset = _opset(file_format, opset)
-    _check_packages(file_format)
+    check_packages("export", "ONNX", "onnx", file_format.packages)
     with told(path, "export"):
         path.parent.mkdir(parents=True, exist_ok=True)
     copied = clone(model).cpu().eval()
@@ -221,13 +226,6 @@ def _check_ops(ops: dict[str, int]) -> None:
         raise _unequal(f"it holds operators of reconv's own: {', '.join(ours)}")
 
 
-def _check_packages(file_format: type[Onnx] | type[Pt2]) -> None:
-    missing = [name for name in file_format.packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise conv_error("export", f"ONNX needs {', '.join(file_format.packages)}", got={"missing": ", ".join(missing)},
-                         do="pip install 'reconv[onnx]'.", also=ImportError)  # fmt: skip
-
-
 def _tensors(output: Any) -> list[Tensor]:
     """The tensors of an output that may be a tuple, a dict, or such within such."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
@@ -235,13 +233,15 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def _opset(file_format: type[Onnx] | type[Pt2], given: int | None) -> int | None:
     if file_format is Onnx:
+        if given is not None and not isinstance(given, int):
+            raise _opset_error("opset must be an integer", repr(given))
         return OPSET if given is None else given
     if given is not None:
         raise _opset_error("only .onnx has an opset", given)
     return None
 
 
-def _opset_error(must: str, opset: int | None, **more: object) -> ConvError:
+def _opset_error(must: str, opset: object, **more: object) -> ConvError:
     return conv_error("export", must, got={"opset": opset, **more}, do="Leave opset out.", also=ValueError)
 
 

@@ -23,6 +23,7 @@ from reconv.planning.table import Progress
 from reconv.planning.wishes import Wishes
 from reconv.reporting.brief import result_html
 from reconv.reporting.seen import Seen
+from reconv.rewriting.apply import check_plan
 from reconv.rewriting.folder import alone
 from reconv.rewriting.logs import logger
 from reconv.rewriting.looking import look
@@ -44,11 +45,11 @@ class Result:
     """What a rewrite gave.
 
     Args:    model: the rewritten network, in evaluation mode; the original's copy where nothing better was found.
-             met, reason: whether the budget holds, measured on the final network; why not.
+             plan: what was done. met, reason: whether the budget holds, measured on the final network; why not.
              before, after: timed Summaries. latency_ratio: after / before, in one interleaved run.
              error: ‖student − teacher‖ / ‖teacher‖ on held-out data; None without data.
              scores: what `evaluate` gave before and after; None without it.
-             seen: what the layers of both networks make of samples, for the report.
+             config: what it was called with. seen: what the layers of both networks make of samples, for the report.
     """
 
     model: nn.Module
@@ -121,11 +122,19 @@ def rewrite(
     Raises:  ConvError: for a wrong budget, rule, network or data, and in one of several processes, which only
              `recover` knows how to share. Stopped: for Ctrl-C while it recovers, a KeyboardInterrupt; `out` then holds
              the best so far, not timed, and `resume` goes on.
+    Example:
+             >>> import torch
+             >>> net = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 8, 3))
+             >>> result = rewrite(net, torch.rand(1, 8, 12, 12), budget="params=0.5")
+             >>> result.met, result.after.network.params <= 0.5 * result.before.network.params
+             (True, True)
     """
     if launched() > 1:
-        raise conv_error("rewrite", "it must run in one process", got={"processes": launched()},
+        raise conv_error("rewrite", "rewrite must run in one process", got={"processes": launched()},
                          do="Rewrite with epochs=0 in one, then recover in all of them.")  # fmt: skip
     inputs = tensors_of(example_inputs)
+    if plan is not None:
+        check_plan("rewrite", plan)
     check_stages(stages, epochs, data)
     check_training(precision, ema)
     limits = Budget.of(plan.budget if plan and budget is None else budget)

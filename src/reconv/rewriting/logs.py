@@ -23,7 +23,7 @@ def logger(folder: Path | None, kind: str = "json") -> Log | None:
     Raises:  ConvError: for another kind, and where tensorboardX is not installed.
     """
     if kind not in LOGS:
-        raise conv_error("log", f"it must be one of {', '.join(LOGS)}", got={"log": repr(kind)}, also=ValueError)
+        raise conv_error("log", f"log must be one of {', '.join(LOGS)}", got={"log": repr(kind)}, also=ValueError)
     if folder is None:
         return None
     board = _board(folder) if kind == BOARD else None

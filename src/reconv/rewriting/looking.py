@@ -16,7 +16,7 @@ from reconv.planning.plan import Plan
 from reconv.planning.table import Progress
 from reconv.reporting.seen import Array, Field, Seen, View
 from reconv.rewriting.apply import altering, apply
-from reconv.ruleset import RULES, Rule
+from reconv.ruleset import RULES
 from reconv.surgery import clone, fresh
 from reconv.surgery.features import strongest
 from reconv.surgery.outputs import ratio, squared_distance
@@ -57,18 +57,18 @@ def look(model: nn.Module, student: nn.Module, plan: Plan, inputs: Sequence[Any]
 
 
 def scores_alone(model: nn.Module, plan: Plan, inputs: Sequence[Any], data: object,
-                 evaluate: Callable[[nn.Module], float], rules: Sequence[Rule] = RULES, seed: int = 0,
+                 evaluate: Callable[[nn.Module], float], seed: int = 0,
                  progress: Progress | None = None) -> tuple[dict[str, float], dict[str, str]]:  # fmt: skip
     """By layer, the score of the network with that layer rewritten alone, not recovered; and why others have none."""
     scores: dict[str, float] = {}
     missing: dict[str, str] = {}
-    sites = list(dict.fromkeys(edit.site for edit in altering(plan, rules)))
+    sites = list(dict.fromkeys(edit.site for edit in altering(plan, RULES)))
     for done, site in enumerate(sites):
         if progress is not None:
             progress("scores", done, len(sites))
         alone = replace(plan, edits=tuple(edit for edit in plan.edits if edit.site == site))
         try:
-            scores[site] = float(evaluate(apply(model, alone, tuple(inputs), data, rules=rules, seed=seed)))
+            scores[site] = float(evaluate(apply(model, alone, tuple(inputs), data, seed=seed)))
         except ConvError as error:
             missing[f"score of {site}"] = str(error)
     return scores, missing

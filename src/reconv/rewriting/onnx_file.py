@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from reconv.errors import ConvError, conv_error
+from reconv.errors import ConvError, check_packages, conv_error, on_one_line
 from reconv.rewriting.agreement import agreement
 
 PACKAGES = ("onnx", "onnx2pytorch", "onnxruntime")
@@ -26,9 +25,7 @@ def read_onnx(path: Path) -> nn.Module:
     Raises:  ConvError: when a package or the file is missing or the file is damaged, when the converter lacks an
              operator (named) or fails at it, or when the outputs differ.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise conv_error("onnx", f"reading .onnx needs {', '.join(PACKAGES)}", got={"missing": ", ".join(missing)},
-                         do="pip install 'reconv[onnx-import]'.", also=ImportError)  # fmt: skip
+    check_packages("onnx", "reading .onnx", "onnx-import", PACKAGES)
     import onnx
 
     if not path.is_file():
@@ -131,4 +128,4 @@ def _operators(model: Any) -> str:
 
 
 def _quoted(error: Exception) -> str:
-    return repr(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+    return repr(on_one_line(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from reconv.data import Batch, Feed, seeded
 from reconv.errors import conv_error
 from reconv.planning.plan import Plan
+from reconv.planning.table import Progress
 from reconv.rewriting.folder import alone
+from reconv.rewriting.logs import Log
 from reconv.rewriting.processes import PRECISIONS, processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched, named_sites
-from reconv.rewriting.training import Log, Progress, Recovery, trainable
+from reconv.rewriting.training import Recovery, trainable
 from reconv.surgery.clone import clone, fresh
 from reconv.surgery.norms import evaluating
 from reconv.targets.layout import layout_of, to_layout
@@ -82,6 +85,12 @@ def recover(
     Returns: a new module, in the modes of `student` and on its device.
     Raises:  ConvError: for data that is empty, not finite or of another kind, outputs that cannot be compared, and a
              checkpoint that cannot be written, read, was made with other settings, or is another process's.
+    Example:
+             >>> teacher, student = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(3, 8, 3)
+             >>> x = torch.randn(32, 3, 9, 9)
+             >>> better = recover(student, teacher, x, epochs=1, batch_size=8)
+             >>> bool((better(x) - teacher(x)).norm() <= (student(x) - teacher(x)).norm())
+             True
     """
     _check_settings(epochs=epochs, batch_size=batch_size, lr=lr)
     check_training(precision, ema)
@@ -129,8 +138,8 @@ def check_training(precision: str | None, ema: float) -> None:
     if precision is not None and precision not in PRECISIONS:
         raise conv_error("recover", f"precision must be one of {', '.join(PRECISIONS)}", also=ValueError,
                          got={"precision": repr(precision)})  # fmt: skip
-    if not 0 <= ema < 1:
-        raise conv_error("recover", "ema must be at least 0 and less than 1", got={"ema": ema}, also=ValueError)
+    if not isinstance(ema, Real) or not 0 <= ema < 1:
+        raise conv_error("recover", "ema must be at least 0 and less than 1", got={"ema": repr(ema)}, also=ValueError)
 
 
 def _nothing(*args: object) -> None:
@@ -166,5 +175,6 @@ def _check_alike(ours: Answer, theirs: Answer) -> None:
 
 def _check_settings(**settings: float) -> None:
     for name, value in settings.items():
-        if not value >= 0 or (value == 0 and name != "epochs"):
-            raise conv_error("recover", f"{name} must be positive", got={name: value}, also=ValueError)
+        if not isinstance(value, Real) or not value >= 0 or (value == 0 and name != "epochs"):
+            more = ", or 0" if name == "epochs" else ""
+            raise conv_error("recover", f"{name} must be positive{more}", got={name: repr(value)}, also=ValueError)

@@ -56,7 +56,7 @@ class Reference:
                 return cls("file", place, name)
             if _DOTTED.fullmatch(place):
                 return cls("module", place, name)
-        raise conv_error("reference", f"must be {FORMS}", got={"reference": repr(text)}, also=ValueError)
+        raise conv_error("reference", f"a reference must be {FORMS}", got={"reference": repr(text)}, also=ValueError)
 
     def __str__(self) -> str:
         return f"{self.place}:{self.name}" if self.name else self.place
@@ -78,7 +78,9 @@ def check_callable_ref(text: str) -> Reference:
     except ConvError:
         reference = None
     if reference is None or reference.kind not in ("module", "file"):
-        raise conv_error("reference", f"must be {CALLABLES}", got={"reference": repr(text)}, also=ValueError)
+        raise conv_error(
+            "reference", f"a reference must be {CALLABLES}", got={"reference": repr(text)}, also=ValueError
+        )
     return reference
 
 
@@ -95,7 +97,7 @@ def load_callable(text: str) -> Callable[..., Any]:
                              do=nearest(attribute, _callables(found)), also=AttributeError)  # fmt: skip
         found = getattr(found, attribute)
     if not callable(found):
-        raise conv_error("reference", "must name something that can be called",
+        raise conv_error("reference", "a reference must name something that can be called",
                          got={"reference": repr(text), "type": type(found).__name__}, also=TypeError)  # fmt: skip
     return found
 
@@ -187,7 +189,8 @@ def _file(reference: Reference) -> ModuleType:
     name = f"_reconv_file_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise conv_error("reference", "the file must be Python", got={"file": repr(reference.place)})
+        raise conv_error("reference", "the file must be Python", got={"file": repr(reference.place)}, also=ValueError,
+                         do="Its name must end in .py.")  # fmt: skip
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and torch.export look it up
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,20 @@ from reconv.errors import conv_error
 from reconv.planning.edits import current
 from reconv.planning.plan import Edit, Plan
 from reconv.rewriting.apply import altering, edited, finish, opened
+from reconv.rewriting.logs import Log
 from reconv.rewriting.recovery import Stopped, recover
 from reconv.rewriting.teacher import matched
-from reconv.rewriting.training import Log
 from reconv.ruleset import Rule
 from reconv.surgery import clone
+from reconv.surgery.sites import within
 from reconv.targets import Target, check_runs, to_layout
 
 
 def check_stages(stages: int, epochs: int, data: object) -> None:
     """Each stage is recovered for an epoch at least."""
+    for name, value in (("stages", stages), ("epochs", epochs)):
+        if not isinstance(value, Integral):
+            raise conv_error("rewrite", f"{name} must be an integer", got={name: repr(value)}, also=ValueError)
     if stages != 1 and not (1 <= stages <= epochs and data is not None):
         raise conv_error("rewrite", "stages must be between 1 and epochs, with data to recover on",
                          got={"stages": stages, "epochs": epochs, "data": type(data).__name__},
@@ -63,7 +68,7 @@ def _together(edits: Sequence[Edit]) -> list[list[Edit]]:
 
 
 def _nested(a: str, b: str) -> bool:
-    return a == b or a.startswith(f"{b}.") or b.startswith(f"{a}.")
+    return within(a, [b]) or within(b, [a])
 
 
 def _cuts(total: int, parts: int) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,7 @@ from reconv.writing import told, write_text
 FORMAT = 1
 LARGER = 64  # times: what an exact rule folds away later is not in the folder
 PLAN, CONFIG, WEIGHTS, SUMMARY, REPORT = "plan.json", "config.json", "model.safetensors", "summary.json", "report.html"
-LOG, CHECKPOINT, FRONT = "log.jsonl", "checkpoint", "front"
+CHECKPOINT, FRONT = "checkpoint", "front"
 
 
 def save_run(
@@ -148,9 +148,18 @@ def load(
 ) -> nn.Module:
     """Rebuilds the network of a run folder, in evaluation mode.
 
-    Args:    base: the structure that the run began with, or what returns it; its weights do not matter. None: what
-             the folder names, if that is timm's or reconv's own; anything else is code, which needs `trust_code`.
+    Args:    folder: that `rewrite`, `Result.save` or the command line wrote.
+             base: the structure that the run began with, or what returns it; its weights do not matter. None: what
+             the folder names, if that is a file, or reconv's own, timm's, torchvision's or transformers'; anything else
+             is code, which needs `trust_code`.
     Raises:  ConvError: when a file is missing, cut short, of a newer format or does not fit the structure.
+    Example:
+             >>> import reconv, tempfile, torch
+             >>> net, folder = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()), tempfile.mkdtemp()
+             >>> x = torch.rand(1, 3, 9, 9)
+             >>> result = reconv.rewrite(net, x, rules="exact", out=folder)
+             >>> torch.equal(load(folder, base=net)(x), result.model(x))
+             True
     """
     folder = Path(folder)
     config = read_config(folder)

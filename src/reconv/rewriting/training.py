@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from reconv.data import Batch, Feed, reseed, seeded
 from reconv.errors import conv_error
+from reconv.planning.table import Progress
 from reconv.rewriting.average import Average
 from reconv.rewriting.checkpoint import (
     forget_checkpoint,
@@ -23,15 +24,13 @@ from reconv.rewriting.checkpoint import (
     tensors_of_module,
     write_checkpoint,
 )
+from reconv.rewriting.logs import Log
 from reconv.rewriting.losses import INNER, Whole, loss_of
 from reconv.rewriting.processes import Processes
 from reconv.rewriting.teacher import Answer, Teacher, Watched
 from reconv.surgery.clone import clone
 from reconv.surgery.norms import reestimate
 from reconv.surgery.outputs import ratio, squared_distance
-
-Log = Callable[[dict[str, Any]], None]
-Progress = Callable[[str, int, int], None]  # (what, done, of how many)
 
 WARMUP = 0.1  # part of all steps
 STATISTICS = 512  # samples from which batch-norm statistics are re-estimated

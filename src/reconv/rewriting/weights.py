@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from reconv.errors import ConvError, conv_error
 from reconv.files import parse_json
+from reconv.plain import listed
 from reconv.writing import replacing
 
 UNSET = (UninitializedParameter, UninitializedBuffer)
@@ -105,7 +106,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: object, same_dt
         missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
     except RuntimeError as error:
         raise conv_error("weights", "the tensors must fit the network",
-                         got={"file": source, "error": repr(str(error))}) from error  # fmt: skip
+                         got={"file": source, "error": repr(str(error))}, also=RuntimeError) from error  # fmt: skip
     loaded = {_identity(own[name]) for name in own.keys() & tensors}
     missing = [name for name in missing if name not in own or _identity(own[name]) not in loaded]  # tied ones are there
     if missing or unexpected:
@@ -113,14 +114,9 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], source: object, same_dt
 
 
 def _misfit(source: object, differences: Mapping[str, list[str]]) -> ConvError:
-    lists = {kind: f"[{_some(names)}]" for kind, names in differences.items() if names}
+    lists = {kind: f"[{listed(sorted(names), 4)}]" for kind, names in differences.items() if names}
     return conv_error("weights", "the tensors must be those of the network", got={"file": source, **lists},
                       do="Give the network that these weights belong to.", also=RuntimeError)  # fmt: skip
-
-
-def _some(names: list[str], at_most: int = 4) -> str:
-    names = sorted(names)
-    return ", ".join(names[:at_most]) + (f", … {len(names) - at_most} more" if len(names) > at_most else "")
 
 
 def _shape(tensor: Tensor, with_dtype: bool) -> str:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from reconv.data import seeded
-from reconv.errors import ConvError
+from reconv.errors import ConvError, on_one_line
 from reconv.ruleset.offers import foreign, must_serve, unfit
 from reconv.ruleset.prune_channels import UNKNOWN
 from reconv.ruleset.rule import Proposal, Weights
 from reconv.spec import ConvSpec, parse
-from reconv.surgery.clone import clone, fresh
+from reconv.surgery.clone import clone, fresh, noise
 from reconv.surgery.grids import Fineness, Finer, Grids, Step
 from reconv.surgery.kin import Also, change, pool_grid, pool_kind, pool_text, text_of
 from reconv.surgery.outputs import distance, tensors_in
@@ -170,13 +170,13 @@ def _apart(site: Site, proposal: Proposal, finer: Finer, around: Surroundings) -
     steps = [s for s in grids.steps if s.output in finer.values and s.output not in finer.ended and _windowed(s)]
     try:
         with torch.no_grad(), seeded(0):
-            inputs = tuple(_noise(x) for x in around.inputs)
+            inputs = tuple(noise(x) for x in around.inputs)
             old, olds = _watched(clone(around.model).eval(), steps, inputs)
             new, news = _watched(change(clone(around.model), also, tensors).eval(), steps, inputs)
     except ConvError as error:
         return f"with it, the network fails: {error}"
     except Exception as error:
-        return f"with it, the network fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"with it, the network fails: {on_one_line(error)}"
     if len(old) != len(new):
         return "with it, the network runs its modules otherwise"
     for step, before, after in zip(steps, old, new, strict=True):
@@ -192,10 +192,6 @@ def _apart(site: Site, proposal: Proposal, finer: Finer, around: Surroundings) -
 
 def _windowed(step: Step) -> bool:
     return bool(step.module) and (step.conv or bool(step.stride))
-
-
-def _noise(x: Any) -> Any:
-    return torch.rand_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _watched(model: nn.Module, steps: Sequence[Step], inputs: tuple[Any, ...]) -> tuple[list[Tensor], list[Tensor]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from reconv.data import seeded
 from reconv.ruleset.prune_channels import surrounding_space
 from reconv.spec import ConvSpec
-from reconv.surgery.clone import applied, fresh
+from reconv.surgery.clone import applied, fresh, noise
 from reconv.surgery.coupled import Channels, Numbers
 from reconv.surgery.norms import evaluating
 from reconv.surgery.sites import Site
@@ -119,7 +119,7 @@ def _constants(around: Surroundings, channels: Channels, space: Space, roots: It
         handles.append(module.register_forward_pre_hook(look))
     try:
         with torch.no_grad(), evaluating(around.model), seeded(0):
-            for inputs in (around.inputs, tuple(_noise(x) for x in around.inputs)):
+            for inputs in (around.inputs, tuple(noise(x) for x in around.inputs)):
                 around.model(*fresh(inputs))
     except Exception:  # whatever a forward pass may raise on noise
         return {}
@@ -128,10 +128,6 @@ def _constants(around: Surroundings, channels: Channels, space: Space, roots: It
             handle.remove()
     values = {key: torch.cat(parts) for key, parts in seen.items()}
     return {key: float(v[0]) for key, v in values.items() if v.numel() and bool((v == v[0]).all())}
-
-
-def _noise(x: Any) -> Any:
-    return torch.rand_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _can_take(around: Surroundings, channels: Channels, name: str, root: int, constants: Constants) -> bool:

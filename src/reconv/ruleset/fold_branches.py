@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reconv.ruleset.linear import NotOneError, inside, linear
+from reconv.ruleset.offers import cost_shape
 from reconv.ruleset.simplify import Form, Simplification, has_branches, of, simplified
 from reconv.spec import Activation, Block, Chain, ConvSpec, macs
 from reconv.surgery.sites import Site
@@ -48,7 +49,8 @@ def _whole(site: Site) -> Form | str:
         one = linear(block, tensors)
     except NotOneError as reason:
         return str(reason)
-    if _cost(site, one.spec, one.spec) > _cost(site, block, one.spec):
+    shape = cost_shape(site, one.spec)
+    if macs(one.spec, shape) > macs(block, shape):
         return f"one convolution would cost more than its parts: {one.spec}"
     if last is None:
         return Form(one.spec, lambda: of(one), (one,))
@@ -63,9 +65,3 @@ def _linear_part(site: Site) -> tuple[Block, dict[str, Tensor], Activation | Non
         return block, tensors, None
     parts = block.blocks[:-1]
     return (Chain(*parts), tensors, last) if len(parts) > 1 else (parts[0], inside(tensors, 0), last)
-
-
-def _cost(site: Site, block: Block, whole: ConvSpec) -> int:
-    """MACs where the site runs, or on a likely input."""
-    extents = [d * (k - 1) + 1 for k, d in zip(whole.kernel_size, whole.dilation, strict=True)]
-    return macs(block, site.input_shape if site.calls else (1, whole.in_channels, *(32 + e for e in extents)))

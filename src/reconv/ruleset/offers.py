@@ -60,7 +60,7 @@ def _all_finite(tensor: Tensor) -> bool:
 
 def cheaper(rule: str, site: Site, blocks: Iterable[Block]) -> list[Proposal]:
     """The blocks that cost fewer MACs than the site, each once, from small to large."""
-    shape = site.input_shape if site.calls else _likely_shape(site.spec)
+    shape = cost_shape(site)
     now = macs(site.spec, shape)
     cost = {block: (macs(block, shape), params(block, site.spec.in_channels), str(block)) for block in blocks}
     return [Proposal(rule, block) for block in sorted(cost, key=lambda block: cost[block]) if cost[block][0] < now]
@@ -98,7 +98,10 @@ def foreign(rule: Rule, site: Site, proposal: Proposal) -> ConvError:
                       do="Take it from propose(site).", spec=site.block, also=ValueError)  # fmt: skip
 
 
-def _likely_shape(spec: ConvSpec) -> tuple[int, ...]:
-    """An input to compare costs on, where no run of the site is known."""
+def cost_shape(site: Site, spec: ConvSpec | None = None) -> tuple[int, ...]:
+    """The input to compare costs on: that of the site's run; where none is known a likely one of the convolution."""
+    if site.calls:
+        return site.input_shape
+    spec = spec or site.spec
     extents = (d * (k - 1) + 1 for k, d in zip(spec.kernel_size, spec.dilation, strict=True))
     return (1, spec.in_channels, *(32 + extent for extent in extents))

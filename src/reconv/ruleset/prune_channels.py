@@ -163,11 +163,11 @@ def _kept(count: int, part: float) -> int:
 # -- which go -------------------------------------------------------------------------------------
 def readers_of(site: Site, channels: Channels, space: Space, around: Surroundings) -> list[Reader]:
     gather(around, channels, space.readers)
-    sizes = _sizes(site, channels, space, around)
+    sizes = _sizes(channels, space, around)
     return [reader(name, around, channels.leaves[name].ins, sizes) for name in space.readers]
 
 
-def _sizes(site: Site, channels: Channels, space: Space, around: Surroundings) -> Numbers:
+def _sizes(channels: Channels, space: Space, around: Surroundings) -> Numbers:
     """E[x²] of each channel, as far as batch norms or weights tell: γ² + β², or ‖w‖² + b²."""
     sizes = np.zeros(len(channels.parent))
     last: dict[int, str] = {}

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reconv.ops.problem import flat_pads
 from reconv.spec import ConvSpec
 
 LONGEST = 2500  # values of a patch up to which all their products are kept; beyond: channels ⊗ taps
@@ -71,7 +72,7 @@ def patches(spec: ConvSpec, input: Tensor) -> Tensor:
         pads, stride = list(spec.padding), list(spec.stride)
     if any(map(any, pads)):
         mode = "constant" if spec.padding_mode == "zeros" else spec.padding_mode
-        input = F.pad(input, [n for pair in reversed(pads) for n in pair], mode=mode)
+        input = F.pad(input, flat_pads(pads), mode=mode)
     for axis, (n, a, s) in enumerate(zip(k, d, stride, strict=True), 2):
         input = input.unfold(axis, a * (n - 1) + 1, s)[..., ::a]
     return input.flip(list(range(-len(k), 0))) if spec.transposed else input

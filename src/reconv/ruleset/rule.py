@@ -18,8 +18,13 @@ from reconv.surgery.sites import Site
 class Proposal:
     """A block that a rule offers for a site.
 
-    Args:    absorbs: modules whose work the block takes over.
+    Args:    rule: its name. block: what could stand in the site's place.
+             absorbs: modules whose work the block takes over.
              also: other modules that change with it, and what they become (see surgery/kin.py).
+    Example:
+             >>> from reconv.spec import parse
+             >>> str(Proposal("kernel", parse("ic8oc8k1x1")).block)
+             'ic8oc8k1x1'
     """
 
     rule: str
@@ -30,10 +35,16 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of `layers.build(proposal.block)`'s state dict; error: ‖W − Ŵ‖ / ‖W‖ of the kernel they compose to.
+    """What a proposal's layer starts from.
 
-    Args:    also: the state dicts of the other modules that change.
+    Args:    tensors: the state dict of `reconv.nn.build(proposal.block)`.
+             error: ‖W − Ŵ‖ / ‖W‖ of the kernel that they compose to.
+             also: the state dicts of the other modules that change.
              channels: those of the network afterwards, where the rule knows them.
+    Example:
+             >>> import torch
+             >>> Weights({"weight": torch.zeros(8, 8, 1, 1)}, error=0.1)
+             Weights(error=0.1)
     """
 
     tensors: dict[str, Tensor] = field(repr=False)

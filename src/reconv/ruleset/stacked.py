@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from itertools import product, zip_longest
+from itertools import product
 from math import prod, sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reconv.layers.stacked import stacked_kernels
 from reconv.ruleset.canonical import dense, left_basis, pack, relative_error
 from reconv.ruleset.offers import cheaper, foreign, must_serve, ranks, unfit
 from reconv.ruleset.responses import Responses
@@ -99,7 +100,7 @@ class Stacked:
 def small_kernels(spec: ConvSpec) -> Kernels:
     """Kernels of 3 taps (2, where the large one has 3) that make up the large one; each adds its size − 1."""
     small = 3 if max(spec.kernel_size) > 3 else 2
-    return tuple(zip_longest(*(_sizes(k, small) for k in spec.kernel_size), fillvalue=1))
+    return stacked_kernels(spec.kernel_size, small)
 
 
 def two_kernels(spec: ConvSpec) -> Kernels:
@@ -108,13 +109,6 @@ def two_kernels(spec: ConvSpec) -> Kernels:
     small = 3 if max(spec.kernel_size) > 3 else 2
     firsts = [k if k <= small else first for k, first in zip(spec.kernel_size, firsts, strict=True)]
     return tuple(firsts), tuple(k - first + 1 for k, first in zip(spec.kernel_size, firsts, strict=True))
-
-
-def _sizes(size: int, small: int) -> list[int]:
-    sizes = [min(size, small)]
-    while (left := size - sum(s - 1 for s in sizes)) > 1:
-        sizes.append(min(left, small))
-    return sizes
 
 
 def full_mid(spec: ConvSpec, kernels: Kernels) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import assert_never
 
 from reconv.errors import conv_error
 from reconv.spec.block import (
@@ -18,6 +17,7 @@ from reconv.spec.block import (
     Permute,
     PixelShuffle,
     Shuffle,
+    no_block,
 )
 from reconv.spec.conv import ConvSpec
 from reconv.spec.geometry import in_channels as taken_channels
@@ -54,13 +54,14 @@ def params(block: Block, in_channels: int | None = None) -> int:
         case Shuffle() | Permute() | PixelShuffle() | Activation():
             return 0
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def _known(channels: int | None, block: Gate | BatchNorm) -> int:
     if channels is None:
         what = "a gate" if isinstance(block, Gate) else "a batch norm"
-        raise conv_error("params", f"{what} must know its channels", do="Give in_channels.", spec=block)
+        raise conv_error("params", f"{what} must know its channels", do="Give in_channels.", spec=block,
+                         also=ValueError)  # fmt: skip
     return channels
 
 
@@ -92,7 +93,7 @@ def macs(block: Block, input_shape: Sequence[int]) -> int:
         case Shuffle() | Permute() | PixelShuffle() | Activation() | BatchNorm():
             return 0
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def weight_bytes(block: Block, in_channels: int | None = None, itemsize: int = 4) -> int:
@@ -119,7 +120,7 @@ def activation_bytes(block: Block, input_shape: Sequence[int], itemsize: int = 4
         case ConvSpec() | Shuffle() | Permute() | PixelShuffle() | Gate() | Activation() | BatchNorm():
             return prod(output_shape(block, shape)) * itemsize
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def peak_bytes(block: Block, input_shape: Sequence[int], itemsize: int = 4) -> int:
@@ -167,7 +168,7 @@ def _made(block: Block, shape: Sequence[int]) -> tuple[int, int]:
         case Shuffle() | Permute() | Activation() | BatchNorm():
             return prod(shape), prod(shape)
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def _conv_made(spec: ConvSpec, shape: Sequence[int]) -> tuple[int, int]:

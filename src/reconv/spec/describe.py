@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 from reconv.spec.block import (
     Activation,
@@ -17,10 +16,11 @@ from reconv.spec.block import (
     Permute,
     PixelShuffle,
     Shuffle,
+    no_block,
 )
 from reconv.spec.conv import ConvSpec, Ints
 from reconv.spec.cost import macs, params
-from reconv.spec.geometry import output_shape
+from reconv.spec.geometry import given_shape, output_shape
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Description:
 def describe(block: Block, input_shape: Sequence[int], title: str = "") -> Description:
     """What each part of a block does to an input (N, C, *spatial), and what it costs.
 
+    Args:    input_shape: (N, C, *spatial). title: of the table; the block's text without it.
     Raises:  ConvError: when the block does not take such an input.
     Example:
              >>> from reconv.spec import parse
@@ -84,7 +85,7 @@ def describe(block: Block, input_shape: Sequence[int], title: str = "") -> Descr
              ic16oc32k1x1nb       1×16×28×28  32×16×1×1   1×32×28×28     512  401,408
              total                1×16×28×28              1×32×28×28     656  514,304
     """
-    shape = tuple(int(n) for n in input_shape)
+    shape = given_shape(input_shape)
     return Description(title or str(block), shape, output_shape(block, shape), tuple(_parts(block, shape)))
 
 
@@ -110,7 +111,7 @@ def _parts(block: Block, shape: Ints) -> Iterator[Part]:
         case Shuffle() | Permute() | PixelShuffle() | Activation():
             yield _part(block, block, shape, ())
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def _part(block: Block, costed: Block, shape: Ints, weights: tuple[Ints, ...]) -> Part:

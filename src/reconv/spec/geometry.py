@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-from typing import assert_never
 
 from reconv.errors import conv_error
 from reconv.spec.block import (
@@ -19,8 +18,18 @@ from reconv.spec.block import (
     PixelShuffle,
     Shuffle,
     convs,
+    no_block,
 )
 from reconv.spec.conv import ConvSpec, Ints
+
+
+def given_shape(input_shape: Sequence[int]) -> Ints:
+    """Its numbers, as a tuple."""
+    try:
+        return tuple(int(n) for n in input_shape)
+    except (TypeError, ValueError) as error:
+        raise conv_error("reconv", "input_shape must be integers (N, C, *spatial)", also=TypeError,
+                         got={"input_shape": repr(input_shape)}) from error  # fmt: skip
 
 
 def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
@@ -31,7 +40,7 @@ def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
              >>> output_shape(ConvSpec(in_channels=3, out_channels=8, kernel_size=(3, 3), stride=2), (1, 3, 9, 9))
              (1, 8, 4, 4)
     """
-    shape = tuple(int(n) for n in input_shape)
+    shape = given_shape(input_shape)
     if len(shape) < 2:
         raise conv_error("output_shape", "the input must be (N, C, *spatial)", got={"input_shape": shape}, spec=block,
                          also=RuntimeError)  # fmt: skip
@@ -54,7 +63,7 @@ def output_shape(block: Block, input_shape: Sequence[int]) -> Ints:
         case Activation() | BatchNorm():
             return shape
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def out_channels(block: Block, in_channels: int) -> int:
@@ -76,7 +85,7 @@ def out_channels(block: Block, in_channels: int) -> int:
         case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return in_channels
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def in_channels(block: Block) -> int | None:
@@ -103,7 +112,7 @@ def in_channels(block: Block) -> int | None:
         case Shuffle() | PixelShuffle() | Gate() | Activation() | BatchNorm():
             return None
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def receptive_field(block: Block, spatial_dims: int | None = None) -> Ints:
@@ -215,7 +224,7 @@ def _seen(block: Block, axis: int, positions: set[int]) -> set[int]:
         case Shuffle() | Permute() | Gate() | Activation() | BatchNorm():
             return positions
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def taps_at(spec: ConvSpec, axis: int, position: int) -> list[tuple[int, int]]:

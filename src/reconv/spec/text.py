@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import assert_never
 
 from reconv.errors import ConvError, conv_error
 from reconv.spec.block import (
@@ -25,6 +24,7 @@ from reconv.spec.block import (
     Permute,
     PixelShuffle,
     Shuffle,
+    no_block,
 )
 from reconv.spec.conv import PADDING_MODES, ConvSpec, Ints, Pads
 
@@ -88,19 +88,23 @@ def block_text(block: Block) -> str:
             mask = ", mask" if block.modulated else ""
             return f"deform({conv_text(block.conv)}, og{block.offset_groups}{mask})"
         case _:
-            assert_never(block)
+            no_block(block)
 
 
 def parse(text: str) -> Block:
     """Reads a block from its text.
 
-    Raises:  ConvError: when the text is not one (a ValueError), or tells a convolution that cannot be.
+    Args:    text: as `str(block)` writes it.
+    Raises:  ConvError: when the text is not one (a ValueError; a TypeError where it is no text at all), or tells a
+             convolution that cannot be.
     Example:
              >>> str(parse("ic8oc8k3x3p1g8nb -> (ic8oc4k1x1 | ic8oc4k3x3p1)"))
              'ic8oc8k3x3p1g8nb -> (ic8oc4k1x1 | ic8oc4k3x3p1)'
     """
+    if not isinstance(text, str):
+        raise conv_error("parse", "a spec must be text", got={"type": type(text).__name__}, also=TypeError)
     if len(text) > MAX_TEXT:
-        raise conv_error("parse", f"a spec has at most {MAX_TEXT} characters", got={"length": len(text)},
+        raise conv_error("parse", f"a spec must have at most {MAX_TEXT} characters", got={"length": len(text)},
                          also=ValueError)  # fmt: skip
     return _Parser(text).block()
 

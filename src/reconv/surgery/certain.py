@@ -19,6 +19,8 @@ from typing import Any, TypeGuard
 
 from torch import fx, nn
 
+from reconv.surgery.clone import names_of
+
 REACHES = ("_modules", "children", "named_children", "modules", "named_modules", "get_submodule", "__dict__")
 
 
@@ -28,12 +30,12 @@ def doubt(model: nn.Module, first: nn.Module, follower: nn.Module,
 
     Args:    within: the modules that were running at each run of `first` that was seen.
     """
-    names = [_names(model, module)[0].split(".") for module in (first, follower)]
+    names = [names_of(model, module)[0].split(".") for module in (first, follower)]
     inside = next(i for i, (a, b) in enumerate(zip(*names, strict=False)) if a != b)
     path, local = names[0][:inside], [".".join(name[inside:]) for name in names]
     holder = model.get_submodule(".".join(path))
-    named = len(_names(model, holder))
-    if any(len(_names(model, m)) > named * len(_names(holder, m)) for m in (first, follower)):
+    named = len(names_of(model, holder))
+    if any(len(names_of(model, m)) > named * len(names_of(holder, m)) for m in (first, follower)):
         return "they are parts of several modules"
     if not all(holder in running for running in within):
         return f"they run outside of {type(holder).__name__}"
@@ -43,10 +45,6 @@ def doubt(model: nn.Module, first: nn.Module, follower: nn.Module,
     if reason and all("." not in name for name in local) and "forward" not in vars(holder):
         return _by_source(type(holder), *local)
     return reason
-
-
-def _names(model: nn.Module, module: nn.Module) -> list[str]:
-    return [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
 
 
 # -- by tracing -------------------------------------------------------------------------------------------

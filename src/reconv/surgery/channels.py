@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from reconv.errors import on_one_line
 from reconv.spec import ConvSpec
-from reconv.surgery.clone import fresh, user_hooks
+from reconv.surgery.clone import first_names, fresh, user_hooks
 from reconv.surgery.coupled import Channels, Leaf, Numbers
 from reconv.surgery.norms import normalises
 from reconv.surgery.trace import VALUE_READS, can_hook, is_conv, plain_forward
@@ -71,7 +72,7 @@ def _followed(follower: _Follower, model: nn.Module, inputs: tuple[Any, ...], wa
         with torch.no_grad(), follower:
             result = model(*inputs)
     except Exception as error:
-        return f"its channels cannot be followed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"its channels cannot be followed: {on_one_line(error)}"
     if follower.reads_values:
         return "the forward pass computes with values that it reads, so that its channels are not certain"
     for leaf in tree_leaves(result):
@@ -87,7 +88,7 @@ class _Follower(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.names = {m: name for name, m in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.names = first_names(model)
         owners: dict[nn.Parameter, set[nn.Module]] = {}
         for m in model.modules():
             for p in m.parameters(recurse=False):
@@ -323,10 +324,7 @@ class _Follower(TorchDispatchMode):
 
     def reduced(self, name: str, func: Any, args: Any, kwargs: Any, outs: Sequence[Tensor]) -> None:
         x = args[0]
-        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | dict(kwargs)
-        dims = given.get("dim")
-        dims = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-        axes = {d % x.ndim for d in dims} if x.ndim else set()
+        axes, _ = reduction(func, args, kwargs)
         shape = self.shape(x)
         if any(shape[i] > 1 for i in axes):
             return self.lost(name, args, outs, f"{name} is taken over the channels")
@@ -334,6 +332,14 @@ class _Follower(TorchDispatchMode):
         for out in outs:
             self.numbers[out] = self.numbers[x].reshape([n for i, n in enumerate(shape) if kept or i not in axes])
         return None
+
+
+def reduction(func: Any, args: Any, kwargs: Any) -> tuple[set[int], bool]:
+    """The axes of its first argument that a reduction takes away, and whether they stay with a length of 1."""
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    dims, count = given.get("dim"), args[0].ndim
+    dims = range(count) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
+    return {d % count for d in dims} if count else set(), bool(given.get("keepdim"))
 
 
 def leaf_kind(module: nn.Module) -> str | None:

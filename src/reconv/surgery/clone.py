@@ -12,7 +12,29 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from reconv.errors import conv_error
+from reconv.errors import ConvError, conv_error
+
+
+def names_of(model: nn.Module, module: nn.Module) -> list[str]:
+    """All qualified names of a module in a network."""
+    return [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
+
+
+def first_names(model: nn.Module) -> dict[nn.Module, str]:
+    """The first qualified name of each module."""
+    return {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+
+
+def noise(x: Any) -> Any:
+    """Another input of the same kind: random, where it is a tensor of real numbers."""
+    return torch.rand_like(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def not_accepted(inputs: Sequence[Any], error: Exception) -> ConvError:
+    """Of a network that raised this on the example inputs."""
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
+    return conv_error("reconv", "the network must accept example_inputs", got={"shapes": shapes},
+                      do=f"It raised {type(error).__name__}: {error}")  # fmt: skip
 
 
 def clone(model: nn.Module) -> nn.Module:

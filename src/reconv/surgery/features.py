@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from reconv.drawing.maps import Row, png
 from reconv.errors import conv_error
+from reconv.layers.arguments import check_counts
 from reconv.spec import ConvSpec
 from reconv.surgery.clone import clone, fresh, tensors_of
-from reconv.surgery.sites import ConvCall, chosen
+from reconv.surgery.sites import ConvCall, check_sites, chosen
 from reconv.surgery.trace import Trace
 from reconv.writing import write_bytes
 
@@ -55,9 +56,7 @@ class FeatureMaps(Mapping[str, Tensor]):
         """
         if Path(path).suffix.lower() != ".png":
             raise conv_error("feature_maps", "the path must end in .png", got={"path": path}, also=ValueError)
-        if not isinstance(channels, int) or channels < 1:
-            raise conv_error("feature_maps", "channels must be an integer >= 1", got={"channels": channels},
-                             also=ValueError)  # fmt: skip
+        check_counts("feature_maps", channels=channels)
         write_bytes(path, self._drawn(channels), "feature_maps")
 
     def _drawn(self, channels: int) -> bytes:
@@ -83,6 +82,7 @@ def feature_maps(model: nn.Module, image: Tensor | Sequence[Any], sites: str | S
              0  (1, 4, 6, 6)
              2  (1, 2, 4, 4)
     """
+    check_sites("feature_maps", sites)
     inputs = fresh(tensors_of(image))
     shown = inputs[0].clone()  # the network may write into its input
     trace = cast(_Keeping, _Keeping.of(clone(model), inputs))

@@ -14,7 +14,7 @@ from reconv.errors import conv_error
 from reconv.layers.compose import ChainLayer
 from reconv.layers.described import Described
 from reconv.surgery.certain import doubt
-from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
+from reconv.surgery.clone import clone, fresh, names_of, tensors_of, user_hooks
 from reconv.surgery.norms import after_normalising, normalises
 from reconv.surgery.sites import DEFORMABLE, ConvCall, Norm, Site
 from reconv.surgery.surroundings import Surroundings
@@ -86,7 +86,7 @@ def _check_initialised(model: nn.Module) -> None:
 
 
 def _site(trace: Trace, module: nn.Module, runs: list[Run]) -> Site:
-    names = tuple(name for name, m in trace.model.named_modules(remove_duplicate=False) if m is module)
+    names = tuple(names_of(trace.model, module))
     first = runs[0]
     tensors = {"weight": first.weight.detach().clone()}
     if first.bias is not None:
@@ -168,7 +168,8 @@ def affine(name: str, norm: nn.Module) -> Norm:
     """
     mean, var = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or mean is None or var is None:
-        raise conv_error("Norm", "it must be a batch norm with running statistics", got={"norm": name})
+        raise conv_error("reconv", "the norm must be a batch norm with running statistics", got={"norm": name},
+                         also=ValueError)  # fmt: skip
     scale = (var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()

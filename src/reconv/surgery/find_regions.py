@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reconv.errors import ConvError, conv_error
 from reconv.layers.described import Described
 from reconv.spec import convs, macs, output_shape
-from reconv.surgery.clone import clone, fresh, tensors_of, user_hooks
+from reconv.surgery.clone import clone, fresh, not_accepted, tensors_of, user_hooks
 from reconv.surgery.regions import IDENTITY, Region, region
 from reconv.surgery.sites import ConvCall, Site
 
@@ -79,9 +79,7 @@ class Runs:
             with torch.no_grad():
                 model(*inputs)
         except Exception as error:
-            shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
-            raise conv_error("reconv", "the network must accept example_inputs", got={"shapes": shapes},
-                             do=f"It raised {type(error).__name__}: {error}") from error  # fmt: skip
+            raise not_accepted(inputs, error) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -152,7 +150,8 @@ def _call(name: str, found: Region, x: Tensor) -> ConvCall:
     """
     spec = next(convs(found.block), None)
     if spec is None:
-        raise conv_error("region", "a module must hold a convolution to be rewritten", got={"module": name})
+        raise conv_error("region", "a module must hold a convolution to be rewritten", got={"module": name},
+                         also=ValueError)  # fmt: skip
     shape = tuple(x.shape)
     return ConvCall(name, "module", spec, shape, spec.weight_shape, output_shape(found.block, shape), x.dtype,
                     macs(found.block, shape))  # fmt: skip

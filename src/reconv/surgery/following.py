@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reconv.data import Batch
 from reconv.surgery.clone import fresh
-from reconv.surgery.norms import Moments, evaluating, statistics_kept, update
+from reconv.surgery.norms import Moments, evaluating, moments_of, statistics_kept, update
 
 
 class Following:
@@ -45,7 +44,7 @@ class Following:
         self.ahead.clear()
 
         def look(name: str, norm: _BatchNorm, x: Tensor) -> None:
-            if found := _moments(x):
+            if found := moments_of(x):
                 self.ahead[name].append(found)
 
         with _watched(self.original, names, look):
@@ -56,7 +55,7 @@ class Following:
         """The student runs on the same batch; each norm is moved by all that was seen until then, before it runs."""
 
         def lead(name: str, norm: _BatchNorm, x: Tensor) -> None:
-            found = _moments(x)
+            found = moments_of(x)
             if found is None:
                 return
             self.after[name].add(*found)
@@ -140,12 +139,3 @@ def _watched(model: nn.Module, names: Collection[str] | None, see: Any) -> Itera
 
                 stack.callback(norm.register_forward_pre_hook(hook).remove)
         yield
-
-
-def _moments(x: Tensor) -> tuple[int, Tensor, Tensor] | None:
-    """Count, mean and sum of squared deviations per channel; None where there is no variance."""
-    count = math.prod(x.shape) // x.shape[1]
-    if count < 2:
-        return None
-    var, mean = torch.var_mean(x.detach(), [d for d in range(x.ndim) if d != 1], correction=0)
-    return count, mean.double(), var.double() * count

@@ -19,9 +19,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from reconv.errors import on_one_line
 from reconv.spec import ConvSpec
-from reconv.surgery.channels import ALONG, MOVES, POINTWISE, REDUCTIONS, is_pointwise
-from reconv.surgery.clone import fresh
+from reconv.surgery.channels import ALONG, MOVES, POINTWISE, REDUCTIONS, is_pointwise, reduction
+from reconv.surgery.clone import first_names, fresh
 from reconv.surgery.kin import pool_grid
 from reconv.surgery.outputs import tensors_in
 from reconv.surgery.trace import VALUE_READS, can_hook, is_conv, plain_forward
@@ -184,7 +185,7 @@ def grids_of(model: nn.Module, inputs: tuple[Any, ...]) -> Grids | str:
         with torch.no_grad(), follower:
             result = model(*inputs)
     except Exception as error:
-        return f"its positions cannot be followed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return f"its positions cannot be followed: {on_one_line(error)}"
     finally:
         for handle in handles:
             handle.remove()
@@ -197,7 +198,7 @@ def grids_of(model: nn.Module, inputs: tuple[Any, ...]) -> Grids | str:
 class _Follower(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
-        self.names = {m: name for name, m in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.names = first_names(model)
         self.grids = Grids()
         self.values: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.inside = 0  # of how many leaves
@@ -326,11 +327,8 @@ def _aligned(shape: Sequence[int], out: Sequence[int]) -> Axes:
 
 def _left(func: Any, args: Any, kwargs: Any, x: Tensor) -> Axes:
     """Axes that a reduction leaves."""
-    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | dict(kwargs)
-    dims = given.get("dim")
-    dims = range(x.ndim) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
-    gone = {d % x.ndim for d in dims} if x.ndim else set()
-    if given.get("keepdim"):
+    gone, kept = reduction(func, args, kwargs)
+    if kept:
         return tuple(None if a in gone else a for a in range(x.ndim))
     return tuple(a for a in range(x.ndim) if a not in gone)
 

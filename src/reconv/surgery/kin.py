@@ -20,8 +20,10 @@ from reconv.data import seeded
 from reconv.errors import conv_error
 from reconv.layers import build
 from reconv.layers.compose import block_of
-from reconv.layers.pooling import GridPool, Pads
-from reconv.surgery.clone import swap
+from reconv.layers.pooling import GridPool
+from reconv.ops.problem import Pads
+from reconv.spec import parse
+from reconv.surgery.clone import names_of, swap
 from reconv.surgery.norms import normalises
 from reconv.surgery.trace import is_conv, plain_forward
 
@@ -36,8 +38,7 @@ _GRID = re.compile(r"k([\dx]+)s([\dx]+)p([\dx:]+)d([\dx]+)")
 
 def aliases(model: nn.Module, name: str) -> list[str]:
     """All qualified names of the module that has this one."""
-    module = model.get_submodule(name)
-    return [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
+    return names_of(model, model.get_submodule(name))
 
 
 def text_of(module: nn.Module) -> str | None:
@@ -96,14 +97,11 @@ def remade(name: str, module: nn.Module, text: str) -> nn.Module:
         raise conv_error("also", "a module beside the site must stay of its kind", also=ValueError,
                          got={"module": name, "type": type(module).__name__, "text": repr(text)},
                          do="Is it changed by another edit?")  # fmt: skip
-    like = next((p for p in module.parameters()), None)
     if form is None:
-        from reconv.spec import parse
-
-        assert like is not None  # a convolution has a weight
+        like = next(module.parameters())  # a convolution has a weight
         return build(parse(text), device=like.device, dtype=like.dtype)
     try:
-        return _remade(module, form[1], form[2], like)
+        return _remade(module, form[1], form[2])
     except (ValueError, TypeError) as error:
         raise conv_error("also", "the text of a module must be norm(n), linear(n, n), maxpool(k…s…p…d…) or avgpool(…)",
                          got={"module": name, "text": repr(text)}, also=ValueError) from error  # fmt: skip
@@ -114,7 +112,7 @@ def _kind(text: str) -> str:
     return form[1] if form else "conv"
 
 
-def _remade(module: nn.Module, kind: str, inside: str, like: Tensor | None) -> nn.Module:
+def _remade(module: nn.Module, kind: str, inside: str) -> nn.Module:
     if kind == "linear":
         inputs, outputs = map(int, inside.split(","))
         assert isinstance(module, nn.Linear)

@@ -95,6 +95,19 @@ def _rebase(norm: _BatchNorm, moments: Moments) -> bool:
     return True
 
 
+def _count(x: Tensor) -> int:
+    """Values per channel."""
+    return math.prod(x.shape) // x.shape[1]
+
+
+def moments_of(x: Tensor) -> tuple[int, Tensor, Tensor] | None:
+    """Count, mean and sum of squared deviations per channel; None where there is no variance."""
+    if (count := _count(x)) < 2:
+        return None
+    var, mean = torch.var_mean(x.detach(), [d for d in range(x.ndim) if d != 1], correction=0)
+    return count, mean.double(), var.double() * count
+
+
 @dataclass
 class Moments:
     """Count, mean and sum of squared deviations per channel, pooled over batches in double precision."""
@@ -106,17 +119,13 @@ class Moments:
 
     def watch(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward pre-hook: adds what comes in; lets the norm use it, where it has a variance at all."""
-        x = args[0]
-        norm.training = math.prod(x.shape) // x.shape[1] > 1  # not norm.train(): a dropout in a subclass stays off
+        norm.training = _count(args[0]) > 1  # not norm.train(): a dropout in a subclass stays off
         self.look(norm, args)
 
     def look(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """A forward pre-hook: adds what comes in, and leaves the norm as it is."""
-        x = args[0]
-        count = math.prod(x.shape) // x.shape[1]
-        if count > 1:
-            var, mean = torch.var_mean(x.detach(), [d for d in range(x.ndim) if d != 1], correction=0)
-            self.add(count, mean.double(), var.double() * count)
+        if found := moments_of(args[0]):
+            self.add(*found)
 
     def add(self, count: int, mean: Tensor, deviations: Tensor) -> None:
         """Source: Chan, Golub, LeVeque 1979, the pairwise update."""

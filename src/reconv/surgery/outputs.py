@@ -38,7 +38,7 @@ def squared_distance(student: Any, teacher: Any) -> tuple[float, float]:
     if not theirs or [t.shape for t in ours] != [t.shape for t in theirs]:
         raise conv_error("reconv", "both networks must give the same floating tensors",
                          got={"student": [tuple(t.shape) for t in ours],
-                              "teacher": [tuple(t.shape) for t in theirs]})  # fmt: skip
+                              "teacher": [tuple(t.shape) for t in theirs]}, also=ValueError)  # fmt: skip
     apart = sum(float(torch.sum((a.double() - b.double()) ** 2)) for a, b in zip(ours, theirs, strict=True))
     return apart, sum(float(torch.sum(t.double() ** 2)) for t in theirs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
@@ -63,7 +63,8 @@ class Site:
              block, tensors: what it computes, and the state dict of `layers.build(block)`.
              calls: its runs in one forward pass of the example inputs.
              norm: the batch norm that alone consumes its output; norm_refusal: why none is known.
-        norms: the batch norms that alone consume its runs' outputs, one behind each run; empty where a run has none.
+             norms: the batch norms that alone consume its runs' outputs, one behind each run; empty where a run has
+             none.
              activation: the module that alone consumes the output (of the norm, where there is one).
              activation_kind: which function that is, where it is known, and nobody else needs the module.
              refusal: why its module cannot be swapped at all.
@@ -139,7 +140,19 @@ def _narrowed(call: ConvCall, spec: ConvSpec) -> ConvCall:
                    macs=macs(spec, shapes[0]))  # fmt: skip
 
 
+def check_sites(name: str, sites: object) -> None:
+    """What `chosen` takes as patterns."""
+    if not isinstance(sites, str) and not (isinstance(sites, Iterable) and all(isinstance(s, str) for s in sites)):
+        raise conv_error(name, "sites must be a name, a pattern such as features.*, or a list of them",
+                         got={"sites": repr(sites)}, also=TypeError)  # fmt: skip
+
+
 def chosen(name: str, patterns: str | Sequence[str]) -> bool:
     """Whether a site is meant by the patterns: globs, several as a list or with commas."""
     wanted = patterns.split(",") if isinstance(patterns, str) else patterns
     return any(fnmatchcase(name, pattern.strip()) for pattern in wanted)
+
+
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module of this name is one of these, or in one of them."""
+    return any(module in ("", name) or name.startswith(f"{module}.") for module in modules)

@@ -92,18 +92,14 @@ def narrowed(module: nn.Module, ins: Numbers, outs: Numbers) -> tuple[str, dict[
 
 def narrowed_spec(spec: ConvSpec, ins: int, outs: int) -> ConvSpec:
     """A convolution of so many channels: depthwise stays depthwise, else the groups stay."""
-    groups = ins if depthwise(spec) else spec.groups
+    groups = ins if spec.depthwise else spec.groups
     return spec.replace(in_channels=ins, out_channels=outs, groups=groups)
-
-
-def depthwise(spec: ConvSpec) -> bool:
-    return spec.groups > 1 and spec.groups == spec.in_channels
 
 
 def narrowed_conv(spec: ConvSpec, tensors: Tensors, ins: Numbers, outs: Numbers) -> tuple[ConvSpec, dict[str, Tensor]]:
     """A convolution of which only these channels stay; a group loses what the others lose."""
     new, weight = narrowed_spec(spec, len(ins), len(outs)), tensors["weight"]
-    if depthwise(spec):
+    if spec.depthwise:
         weight = weight[torch.from_numpy(ins if spec.transposed else outs)]
     else:
         grouped = weight.reshape(spec.groups, -1, *weight.shape[1:])

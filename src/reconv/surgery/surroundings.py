@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reconv.data import Batch, seeded
-from reconv.errors import ConvError
+from reconv.errors import ConvError, on_one_line
 from reconv.surgery.channels import channels_of
 from reconv.surgery.clone import applied, clone, fresh
 from reconv.surgery.coupled import Channels
@@ -81,4 +81,4 @@ class Surroundings:
         except ConvError as error:
             return str(error)
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            return on_one_line(error)

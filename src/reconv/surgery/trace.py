@@ -21,7 +21,7 @@ from reconv.layers.deform import is_deformable
 from reconv.ops.deform import watched_by
 from reconv.spec import ConvSpec, macs
 from reconv.surgery.alive import Alive, state_of
-from reconv.surgery.clone import user_hooks
+from reconv.surgery.clone import first_names, not_accepted, user_hooks
 from reconv.surgery.outputs import tensors_in
 from reconv.surgery.sites import DEFORMABLE, ConvCall
 
@@ -59,7 +59,7 @@ class Trace(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]  # torch's own
         self.model, self.field = model, field
         self.observers = (*([field] if field else []), *observers)
-        self.names = {module: name for name, module in reversed(list(model.named_modules(remove_duplicate=False)))}
+        self.names = first_names(model)
         self.hooked = {m for m in model.modules() if user_hooks(m)}
         self.stack: list[nn.Module] = []
         self.within: dict[nn.Module, list[set[nn.Module]]] = {}  # what was running at each run of a module
@@ -95,9 +95,7 @@ class Trace(TorchDispatchMode):
             with torch.no_grad(), watched_by(trace.note_deformable), trace:
                 result = model(*inputs)
         except Exception as error:
-            shapes = [tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs]
-            raise conv_error("reconv", "the network must accept example_inputs", got={"shapes": shapes},
-                             do=f"It raised {type(error).__name__}: {error}") from error  # fmt: skip
+            raise not_accepted(inputs, error) from error
         finally:
             for handle in handles:
                 handle.remove()

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from reconv.errors import conv_error
-from reconv.targets.engine import Job, TorchEager, waiting
+from reconv.targets.engine import Job, TorchEager, not_run, waiting
 from reconv.targets.timing import Runner
 
 
@@ -36,10 +35,7 @@ class TorchCompiled(TorchEager):
         try:
             run()
         except Exception as error:  # of Dynamo, Inductor or the C++ compiler
-            first = " ".join(str(error).split())[:300]
-            raise conv_error("target", "torch.compile must be able to run the network", also=RuntimeError,
-                             got={"model": type(model).__name__, "error": repr(f"{type(error).__name__}: {first}")},
-                             ) from error  # fmt: skip
+            raise not_run("torch.compile", model, error) from error
         return run
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from reconv.errors import conv_error
+from reconv.errors import ConvError, conv_error, on_one_line
 from reconv.ops.native import native_version
 from reconv.plugins import Plugins, without
 from reconv.targets.timing import Runner, Timing, interleave
@@ -73,6 +73,12 @@ class TorchEager:
         return waiting(call, job)
 
 
+def not_run(engine: str, model: nn.Module, error: Exception) -> ConvError:
+    """Of an engine, or of what prepares a network for it, that raised this."""
+    return conv_error("target", f"{engine} must be able to run the network", also=RuntimeError,
+                      got={"model": type(model).__name__, "error": repr(on_one_line(error, 300))})  # fmt: skip
+
+
 def waiting(call: Runner, job: Job) -> Runner:
     """A call that lasts until the devices of its network have done their work: on a GPU it is only put in a queue."""
     model, inputs = job
@@ -127,6 +133,9 @@ def get_target(target: str | Target) -> Target:
              a package of the engine is missing; when a package's engine is unusable.
     """
     if not isinstance(target, str):
+        if missing := without(target, ("fingerprint", "measure")):
+            raise conv_error("target", "target must be a name or a Target", do=f"As a Target, {missing}.",
+                             got={"target": type(target).__name__}, also=TypeError)  # fmt: skip
         return target
     asked, colon, count = target.partition(":")
     name, threads = ALIASES.get(asked, asked), int(count) if count.isdecimal() and len(count) < 5 else None

@@ -7,17 +7,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from reconv.errors import conv_error
+from reconv.errors import check_packages
 from reconv.ops.deform import exported_as_deform_conv
 from reconv.surgery.clone import clone
-from reconv.targets.engine import Job, machine, ours
+from reconv.targets.engine import Job, machine, not_run, ours
 from reconv.targets.onnx_block import onnx_of
 from reconv.targets.timing import Runner, Timing, interleave
 
@@ -37,7 +36,7 @@ class ExportedEngine:
     deform_conv: ClassVar[bool] = True  # whether it knows ONNX's operator of this name
 
     def __init__(self, threads: int | None = None) -> None:
-        check_packages(self.title, self.extra, "onnx", "onnxscript", self.engine)
+        check_packages("target", self.title, self.extra, ("onnx", "onnxscript", self.engine))
         self.threads = threads
         self.name = self.engine if threads is None else f"{self.engine}:{threads}"
 
@@ -60,23 +59,13 @@ class ExportedEngine:
             run = self.make(onnx_bytes(*job, self.deform_conv), arrays, threads)
             run()
         except Exception as error:  # of the exporter's or the engine's own kinds
-            first = " ".join(str(error).split())[:300]
-            raise conv_error("target", "the engine must be able to run the network", also=RuntimeError,
-                             got={"model": type(model).__name__, "error": repr(f"{type(error).__name__}: {first}")},
-                             ) from error  # fmt: skip
+            raise not_run("the engine", model, error) from error
         return run
 
     @staticmethod
     def make(model: bytes, arrays: Sequence[Any], threads: int) -> Callable[[], Sequence[Any]]:
         """A call of a model on these inputs, which gives its outputs as arrays."""
         raise NotImplementedError
-
-
-def check_packages(engine: str, extra: str, *packages: str) -> None:
-    """Raises ConvError, an ImportError, where a package is missing."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise conv_error("target", f"{engine} needs {', '.join(packages)}", got={"missing": ", ".join(missing)},
-                         do=f"pip install 'reconv[{extra}]'.", also=ImportError)  # fmt: skip
 
 
 _exported: WeakKeyDictionary[torch.nn.Module, tuple[object, bytes]] = WeakKeyDictionary()

@@ -41,10 +41,15 @@ def interleave(
 ) -> list[Timing]:
     """Times each runner once a round until `seconds` are spent; `least` to `most` rounds.
 
-    Args:    burst: calls of a runner in a round, one after the other, each a sample; fewer where they are slow. 1 is
+    Args:    runners: calls of what is to be timed. seconds: for all of it.
+             burst: calls of a runner in a round, one after the other, each a sample; fewer where they are slow. 1 is
              for the parts of a network: between two calls the others run, so that caches are as cold as they are inside
              it. A whole network is called again and again where it is used, and finds in the caches what its last call
              left. One number for all, or one for each runner.
+    Example:
+             >>> one, other = interleave([lambda: sum(range(10)), lambda: sum(range(1000))], seconds=0.01)
+             >>> one.median_ms < other.median_ms
+             True
     """
     once = [warmed_ms(run) for run in runners]
     asked = [burst] * len(runners) if isinstance(burst, int) else burst

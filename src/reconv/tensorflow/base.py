@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
-from reconv.errors import ConvError
+from reconv.errors import ConvError, conv_error
 from reconv.tensorflow import activations, constraints, initializers, regularizers
 from reconv.tensorflow.arguments import Call, Ints, Pairs, Sizes
 from reconv.tensorflow.compute import Settings
@@ -287,6 +287,9 @@ def constrain(module: nn.Module) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[Layer]:
+    if not isinstance(module, nn.Module):
+        raise conv_error("reconv.tensorflow", "module must be a torch.nn.Module", got={"module": type(module).__name__},
+                         also=TypeError)  # fmt: skip
     return (layer for layer in module.modules() if isinstance(layer, Layer))
 
 

@@ -9,7 +9,7 @@ separable   a depthwise and a conv one        a depthwise and a conv one
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,9 @@ def state_from_keras(weights: Sequence[Any], kind: str = "conv") -> dict[str, Te
              >>> torch.nn.Conv2d(16, 32, 3).load_state_dict(state)
              <All keys matched successfully>
     """
+    if not isinstance(weights, Sized):
+        raise conv_error("state_from_keras", "weights must be a list of arrays", also=TypeError,
+                         got={"weights": type(weights).__name__})  # fmt: skip
     keys = _keys("state_from_keras", kind, len(weights))
     kernels = weights[:2] if kind == "separable" else weights[0]
     converted = to_torch(kernels, kind)
@@ -106,12 +109,17 @@ def state_from_keras(weights: Sequence[Any], kind: str = "conv") -> dict[str, Te
 def keras_from_state(state: Mapping[str, Any], kind: str = "conv", depth_multiplier: int = 1) -> list[Array]:
     """The inverse of `state_from_keras`: the list for `set_weights()` of Keras' layer.
 
+    Args:    state: of PyTorch's layer. kind: "conv", "depthwise", "transposed" or "separable".
+             depth_multiplier: of a depthwise or separable one, the filters of each channel.
     Raises:  ConvError (a ValueError): when the state dict has other keys, or a weight another shape.
     Example:
              >>> weights = keras_from_state(torch.nn.ConvTranspose1d(16, 32, 3).state_dict(), "transposed")
              >>> [array.shape for array in weights]
              [(3, 32, 16), (32,)]
     """
+    if not isinstance(state, Mapping):
+        raise conv_error("keras_from_state", "state must be names and tensors", got={"state": type(state).__name__},
+                         also=TypeError)  # fmt: skip
     keys = _keys("keras_from_state", kind, len(state))
     if set(state) != set(keys):
         raise conv_error("keras_from_state", f"the state dict must have the keys {', '.join(keys)}",

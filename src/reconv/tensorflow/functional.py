@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from reconv.ops.functional import named
 from reconv.tensorflow.arguments import Call, Padding, Sizes, only
 from reconv.tensorflow.compute import Settings, convolved, cuts_for, transposed
 from reconv.tensorflow.convert import conv_view, depthwise_view
@@ -100,8 +101,14 @@ def _conv(dims: int) -> Conv:
 
         Args:    input: (*batch, *spatial, C), or (*batch, C, *spatial) by data_format.
                  filters: (*kernel, C / groups, C_out); where they take fewer channels than input has, it is grouped.
+                 strides, dilations: one number, or one for each spatial axis. padding: "SAME", "VALID", or pairs.
+                 value, filter, stride, rate: TensorFlow 1's names of input, filters, strides and dilations.
         Returns: (*batch, *out_spatial, C_out), or (*batch, C_out, *out_spatial)
         Raises:  ConvError (a ValueError or TypeError): when the arguments do not fit each other.
+        Example:
+                 >>> import torch
+                 >>> conv1d(torch.ones(1, 4, 1), torch.ones(3, 1, 2), strides=2, padding="SAME").tolist()
+                 [[[3.0, 3.0], [2.0, 2.0]]]
         """
         call = Call.of(title, dims, data_format)
         x = only(title, input=input, value=value)
@@ -110,7 +117,7 @@ def _conv(dims: int) -> Conv:
         settings = _settings(call, strides, stride, padding, dilations, rate)
         return convolved(call, x, conv_view(w), None, settings)
 
-    return _named(conv, title)
+    return named(conv, title)
 
 
 def _conv_transpose(dims: int) -> ConvTranspose:
@@ -141,6 +148,10 @@ def _conv_transpose(dims: int) -> ConvTranspose:
                  any of which the convolution with these settings makes the input's.
         Returns: a tensor of output_shape
         Raises:  ConvError (a ValueError or TypeError): when the arguments do not fit each other.
+        Example:
+                 >>> import torch
+                 >>> conv1d_transpose(torch.ones(1, 2, 1), torch.ones(2, 1, 1), [1, 4, 1], strides=2).shape
+                 torch.Size([1, 4, 1])
         """
         call = Call.of(title, dims, data_format)
         x = only(title, input=input, value=value)
@@ -151,12 +162,7 @@ def _conv_transpose(dims: int) -> ConvTranspose:
         cuts = cuts_for(call, lengths, call.channels_first(x).shape[2:], w.shape[:-2], settings)
         return transposed(call, x, conv_view(w), None, settings.strides, cuts, settings.dilations, groups)
 
-    return _named(conv_transpose, title)
-
-
-def _named(function: Any, name: str) -> Any:
-    function.__name__ = function.__qualname__ = name
-    return function
+    return named(conv_transpose, title)
 
 
 conv1d, conv2d, conv3d = _conv(1), _conv(2), _conv(3)
@@ -215,10 +221,16 @@ def separable_conv2d(
 ) -> Tensor:
     """Separable convolution, as tf.nn's: `depthwise_conv2d`, then a 1×1 convolution that mixes its channels.
 
-    Args:    depthwise_filter: (H_k, W_k, C, multiplier). pointwise_filter: (1, 1, C·multiplier, C_out).
+    Args:    input: (*batch, H, W, C), or (*batch, C, H, W) by data_format.
+             depthwise_filter: (H_k, W_k, C, multiplier). pointwise_filter: (1, 1, C·multiplier, C_out).
     Returns: (*batch, H_out, W_out, C_out), or with the channels first
     Raises:  ConvError (a ValueError or TypeError): when the arguments do not fit each other. As in TensorFlow,
              dilations above 1 need strides of 1.
+    Example:
+             >>> import torch
+             >>> x, w, v = torch.ones(1, 5, 5, 3), torch.ones(3, 3, 3, 2), torch.ones(1, 1, 6, 4)
+             >>> tuple(separable_conv2d(x, w, v, strides=2, padding="SAME").shape)
+             (1, 3, 3, 4)
     """
     call = Call.of("separable_conv2d", 2, data_format)
     x = only(call.name, input=input, value=value)

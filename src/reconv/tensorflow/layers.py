@@ -50,11 +50,17 @@ __all__ = [
 
 
 class _Conv(Layer):
-    """y[n, p, o] = bias[o] + Σ_{k,c} kernel[k, c, o] · x[n, strides·p + dilation_rate·k − before, c]
+    """Convolution, as Keras' layer of the same name.
+
+        y[n, p, o] = bias[o] + Σ_{k,c} kernel[k, c, o] · x[n, strides·p + dilation_rate·k − before, c]
 
     Args:    filters: the output's channels. groups: each sees its part of the channels alone.
     Weights: kernel (*kernel_size, C / groups, filters), bias (filters,).
     Raises:  ConvError (a ValueError or TypeError): when the arguments, or an input, do not fit each other.
+    Example:
+             >>> import torch
+             >>> Conv2D(8, 3, padding="same", in_channels=3)(torch.zeros(1, 9, 9, 3)).shape
+             torch.Size([1, 9, 9, 8])
     """
 
     kernel: Tensor
@@ -98,11 +104,17 @@ class _Conv(Layer):
 
 
 class _DepthwiseConv(Layer):
-    """y[n, p, c·m + q] = bias[c·m + q] + Σ_k depthwise_kernel[k, c, q] · x[n, strides·p + dilation_rate·k − before, c]
+    """Depthwise convolution, as Keras' layer of the same name: each channel has its own filters.
+
+        y[n, p, c·m + q] = bias[c·m + q] + Σ_k depthwise_kernel[k, c, q] · x[n, strides·p + dilation_rate·k − before, c]
 
     Args:    depth_multiplier: m, the output channels of each input channel.
     Weights: depthwise_kernel (*kernel_size, C, m), bias (C·m,).
     Raises:  ConvError (a ValueError or TypeError): when the arguments, or an input, do not fit each other.
+    Example:
+             >>> import torch
+             >>> DepthwiseConv2D(3, depth_multiplier=2)(torch.zeros(1, 9, 9, 4)).shape
+             torch.Size([1, 7, 7, 8])
     """
 
     depthwise_kernel: Tensor
@@ -143,6 +155,10 @@ class _SeparableConv(Layer):
     Args:    filters: the output's channels. depth_multiplier: channels in between for each input channel.
     Weights: depthwise_kernel (*kernel_size, C, m), pointwise_kernel (1, …, C·m, filters), bias (filters,).
     Raises:  ConvError (a ValueError or TypeError): when the arguments, or an input, do not fit each other.
+    Example:
+             >>> import torch
+             >>> SeparableConv2D(8, 3, strides=2, padding="same")(torch.zeros(1, 9, 9, 4)).shape
+             torch.Size([1, 5, 5, 8])
     """
 
     depthwise_kernel: Tensor
@@ -195,13 +211,19 @@ class _SeparableConv(Layer):
 
 
 class _ConvTranspose(Layer):
-    """y[n, strides·p + dilation_rate·k − before, o] += kernel[k, o, c] · x[n, p, c], plus bias[o]
+    """Transposed convolution, as Keras' layer of the same name: the gradient of a convolution to its input.
+
+        y[n, strides·p + dilation_rate·k − before, o] += kernel[k, o, c] · x[n, p, c], plus bias[o]
 
     Args:    filters: the output's channels.
              output_padding: how much longer the output is than the shortest that "same" or "valid" allow, less than
              strides; without it "same" gives strides · length, "valid" (length − 1) · strides + max(kernel, strides).
     Weights: kernel (*kernel_size, filters, C), bias (filters,).
     Raises:  ConvError (a ValueError or TypeError): when the arguments, or an input, do not fit each other.
+    Example:
+             >>> import torch
+             >>> Conv2DTranspose(8, 3, strides=2, padding="same")(torch.zeros(1, 5, 5, 4)).shape
+             torch.Size([1, 10, 10, 8])
     """
 
     can_be_causal = False
