@@ -84,6 +84,11 @@ INPUTS = {  # the layer, the shape of an input, what is said of it
     "squeeze, channels": (layers.SqueezeExcite2d(8), (1, 6, 5, 5), r"SqueezeExcite2d: input must be \(N, 8, 2 spatial"),
     "squeeze, axes": (layers.SqueezeExcite2d(8), (1, 8, 5), "2 spatial axes"),
     "squeeze, any axes": (layers.SqueezeExcite(8), (1, 8), r"SqueezeExcite: input must be \(N, 8, \*spatial\)"),
+    "permute, fewer channels": (layers.ChannelPermute(2), (1, 3, 5, 5), "ChannelPermute: input must have 2 channels"),
+    "permute, more channels": (layers.ChannelPermute(4, 2), (3, 5, 5), "have 4 channels on axis -3"),
+    "permute, a number": (layers.ChannelPermute(4), (), "have 4 channels on axis 1"),
+    "shuffle, channels": (layers.ChannelShuffle(2), (1, 3, 5, 5), "have 2 times n channels on axis 1"),
+    "shuffle, axes": (layers.ChannelShuffle(2, 2), (4, 5), "have 2 times n channels on axis -3"),
     "norm without batch": (layers.SeparableConv1d(4, 6, 3, norm="batch"), (4, 5), "BatchNorm1d: input must be"),
 }
 

@@ -25,6 +25,7 @@ NOT_NOTICED = ("survived", "no tests", "suspicious")
 each, seed, workers = map(int, sys.argv[2:])
 every, plain = mutmut.collect_source_file_mutation_data, PytestRunner.run_tests
 drawn: list[Any] = []
+LONGEST = 60.0  # seconds of tests for a mutant
 
 
 def some(*, mutant_names: Any) -> Any:
@@ -41,10 +42,17 @@ def quickest(mutant_names: Any) -> list[str]:
 
 
 class Only:
-    """These tests and no others, those of quick files first: thousands of names are no arguments for pytest."""
+    """These tests and no others, the quickest that take so long together, those of quick files first: thousands of
+    names are no arguments for pytest.
+    """
 
     def __init__(self, tests: Iterable[str]) -> None:
-        self.seconds = {test: state().duration_by_test[test] for test in tests}
+        self.seconds, total = dict[str, float](), 0.0
+        for test in sorted(tests, key=lambda test: state().duration_by_test[test]):
+            total += state().duration_by_test[test]
+            if total > LONGEST and self.seconds:
+                break
+            self.seconds[test] = state().duration_by_test[test]
         self.files = {test.partition("::")[0]: 0.0 for test in self.seconds}
         for test, seconds in self.seconds.items():
             self.files[test.partition("::")[0]] += seconds

@@ -5,9 +5,10 @@
 
 For each package mutmut makes all its mutants in a copy (a `+` becomes a `-`, a default another one, a string another
 string), and learns which tests call which function. Of the mutants that are drawn, each is then tried by the tests that
-call its function, the quickest first, until one fails. `TESTS` are those of the package: other tests, those in
-processes of their own, and those of torch.compile, which cannot see through mutmut's switches, might find more. What
-only takes an assertion away, `strict=` of a zip, is left out of the count; nothing else is held to be of equal meaning.
+call its function, the quickest first, until one fails or they have taken a minute. `TESTS` are those of the package:
+other tests, slower ones, those in processes of their own, and those of torch.compile, which cannot see through mutmut's
+switches, might find more. What only takes an assertion away, `strict=` of a zip, is left out of the count; nothing else
+is held to be of equal meaning.
 
 trust/results/mutants.json: a row a package: mutants tried, those that no test noticed as `failures`, and their names.
 """

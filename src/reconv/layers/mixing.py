@@ -23,11 +23,19 @@ def channel_dim(spatial_dims: int | None) -> int:
     return 1 if spatial_dims is None else -1 - spatial_dims
 
 
+def _check_channels(layer: nn.Module, input: Tensor, dim: int, channels: int, told: str = "") -> None:
+    """Whether there are so many, or where they are told by a text a multiple of so many."""
+    axes = range(-input.ndim, input.ndim)
+    if dim not in axes or (input.shape[dim] % channels if told else input.shape[dim] != channels):
+        raise conv_error(type(layer).__name__, f"input must have {told or channels} channels on axis {dim}",
+                         got={"input": tuple(input.shape)}, also=RuntimeError)  # fmt: skip
+
+
 class ChannelShuffle(Described):
     """y[n, j·groups + i] = x[n, i·(C/groups) + j]: channels of different groups become neighbours.
 
     Args:    groups: which divides the channels. spatial_dims: of the maps, where inputs may come without a batch.
-    Raises:  ConvError: when groups is no count.
+    Raises:  ConvError: when groups is no count; (a RuntimeError too) for an input whose channels it does not divide.
     Source:  Zhang et al. 2017, arXiv:1707.01083
     Example:
              >>> ChannelShuffle(2)(torch.arange(6).view(1, 6)).tolist()
@@ -40,6 +48,7 @@ class ChannelShuffle(Described):
         self.groups, self.dim = groups, channel_dim(spatial_dims)
 
     def forward(self, input: Tensor) -> Tensor:
+        _check_channels(self, input, self.dim, self.groups, f"{self.groups} times n")
         return shuffled(input, self.groups, self.dim % input.ndim)
 
     def extra_repr(self) -> str:
@@ -50,7 +59,7 @@ class ChannelPermute(Described):
     """y[n, c] = x[n, index[c]]. The order is data: the buffer `index`, at first the identity.
 
     Args:    channels: C. spatial_dims: of the maps, where inputs may come without a batch.
-    Raises:  ConvError: when channels is no count.
+    Raises:  ConvError: when channels is no count; (a RuntimeError too) for an input of other channels.
     Example:
              >>> layer = ChannelPermute(3)
              >>> _ = layer.load_state_dict({"index": torch.tensor([2, 0, 1])})
@@ -67,6 +76,7 @@ class ChannelPermute(Described):
         self.register_buffer("index", torch.arange(channels, device=device))
 
     def forward(self, input: Tensor) -> Tensor:
+        _check_channels(self, input, self.dim, self.index.numel())
         return input.index_select(self.dim, self.index)
 
     def extra_repr(self) -> str:
