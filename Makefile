@@ -5,7 +5,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 PINS   := -c requirements/dev.txt
 HASHED := --no-deps --require-hashes
 # two processes with one thread each: two threads in one process wait for each other more than they compute
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -q -n 2 --dist worksteal
 
 .PHONY: help setup demo test sanitize gate lint docs browser format coverage
 .DEFAULT_GOAL := help
@@ -26,8 +26,9 @@ setup: .venv/.ready
 demo: .venv/.package
 	$(BIN)/reconv demo
 
-test: lint docs sanitize browser
-	$(PYTEST)
+test: .venv/.ready
+	$(MAKE) --no-print-directory -j 2 -O lint docs sanitize browser
+	$(PYTEST) --durations=15
 	$(BIN)/python benchmarks/gate.py
 
 # whether kernels are still as much faster than PyTorch as they were; after the tests, when nothing else runs

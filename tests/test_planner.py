@@ -40,7 +40,7 @@ class Crowded(FakeTarget):
         return super()._latency_ms(model, inputs) * (3 if several else 1)
 
 
-@pytest.mark.parametrize("budget", [0.8, 0.6, 0.45])
+@pytest.mark.parametrize("budget", [0.8, 0.45])
 def test_a_machine_that_is_crowded_does_not_ruin_a_network(budget):
     made = plan(network(), IMAGE, f"latency={budget}", DATA, Crowded())
     calm = plan(network(), IMAGE, f"latency={budget}", DATA, FakeTarget())

@@ -237,10 +237,10 @@ def few(data: Tensor | TensorDataset, count: int) -> Tensor | TensorDataset:
     return data[:count] if isinstance(data, Tensor) else TensorDataset(*(t[:count] for t in data.tensors))
 
 
-LARGE = {"mobilenet_v2": (8, "features.1[6-8]*"), "ccexam_svhn": (24, "*"), "mtcnn_o": (32, "*")}  # samples, sites
+LARGE = {"ccexam_svhn": (24, "*"), "mtcnn_o": (32, "*")}  # samples, sites
 
 
-@pytest.mark.parametrize("net", NETS, ids=str)
+@pytest.mark.parametrize("net", [net for net in NETS if net.name != "mobilenet_v2"], ids=str)  # benchmarks/journey.py
 def test_trained_networks_are_rewritten_within_the_budget_or_it_is_said_why_not(net, brief):
     """`latency=0.7` is met with the drop stated, or refused with the reason; never slower."""
     samples, sites = LARGE.get(net.name, (48, "*"))
