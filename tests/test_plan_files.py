@@ -6,7 +6,9 @@ import json
 
 import pytest
 from messages import told
+from planned import IMAGE, network
 
+from reconv import apply
 from reconv.errors import ConvError
 from reconv.planning.plan import Edit, Plan, Refusal
 from reconv.spec import parse
@@ -82,3 +84,17 @@ def test_files_that_hold_no_json_are_refused(tmp_path, content):
         (tmp_path / "plan.json").write_bytes(content)
     with pytest.raises(ConvError, match=r"must hold a plan as JSON; got path=.*plan\.json"):
         Plan.load(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("site, rule, whole", [
+    ("3", "nonesuch", False), ("9", "separable", True), ("none", "separable", True), ("none", "separable", False),
+])  # fmt: skip
+def test_plans_that_do_not_fit_the_network_are_said(site, rule, whole):
+    with pytest.raises(ConvError, match=r"^apply: ") as caught:
+        apply(network(), Plan((Edit(site, rule, parse("ic16oc16k5x5p2"), whole=whole),)), IMAGE)
+    told(caught.value)
+
+
+def test_what_lies_in_a_rewritten_module_means_something_else():
+    edits = [Edit(name, "r", parse("ic3oc4k1x1"), whole=name == "a") for name in ("a", "a.b", "ab", "")]
+    assert Plan(tuple(edits)).matches == ["a", "ab"]

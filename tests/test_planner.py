@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from planned import DATA, IMAGE, network
 from torch import nn
 
 from reconv.planning import planner
+from reconv.planning.budget import Budget
 from reconv.planning.make import plan
 from reconv.planning.planner import NEAR, Line
 
@@ -55,3 +57,21 @@ def test_a_budget_out_of_reach_does_not_ruin_a_network_for_its_last_part(budget,
     nearest = plan(network(), IMAGE, budget, DATA, FakeTarget()).measured
     assert getattr(nearest, figure) <= getattr(near, figure) <= NEAR * getattr(nearest, figure)
     assert near.error < nearest.error or near == nearest
+
+
+def test_what_was_considered_has_its_figures_and_what_was_refused_was_not_considered():
+    made = plan(network(), IMAGE, "latency=0.6", DATA, FakeTarget())
+    assert [c for c in made.considered if not (c.latency_ms and c.macs and c.params)] == []
+    considered, refused = ({(one.site, one.rule) for one in several} for several in (made.considered, made.refusals))
+    assert considered
+    assert refused
+    assert not considered & refused
+
+
+@pytest.mark.parametrize("required, better", [([], False), (["a"], True)])
+def test_what_is_slower_than_the_given_network_is_no_better_but_where_it_must_change(required, better):
+    """Nearly as near to the budget, and of less error."""
+    judge = planner.Planner(None, Budget.of("latency=0.5"), {}, {}, False, print, required)
+    slower, given = (SimpleNamespace(latency_ratio=ratio, latency_ms=ratio, error=error, asked=(), edits=())
+                     for ratio, error in ((1.02, 0.0), (1.0, 0.1)))  # fmt: skip
+    assert (judge.better(slower, given) is slower) == better
