@@ -35,8 +35,9 @@ def probed(monkeypatch) -> list[object]:
 
 
 def made(target: FakeTarget | None = None, seed: int = 0, budget: str | None = HALF, **more: object) -> Plan:
-    given = {"data": DATA, "target": target or FakeTarget(), "rules": ("fold_batch_norm", "bottleneck", "asymmetric")}
-    return plan(network(seed), IMAGE, budget, **given | more)
+    given = {"example_inputs": IMAGE, "data": DATA, "target": target or FakeTarget(),
+             "rules": ("fold_batch_norm", "bottleneck", "asymmetric")}  # fmt: skip
+    return plan(network(seed), budget=budget, **given | more)
 
 
 def test_the_same_job_is_not_measured_again(probed):
@@ -63,6 +64,7 @@ OTHERS = {
     "weights": {"seed": 1},
     "data": {"data": DATA + 1},
     "no data": {"data": None},
+    "inputs": {"example_inputs": IMAGE.repeat(2, 1, 1, 1)},
     "rules": {"rules": ["exact", "separable"]},
     "engine": {"target": FakeTarget(grouped=2.0)},
     "sites": {"sites": "3"},

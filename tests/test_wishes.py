@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from functools import cache
 from itertools import pairwise
@@ -56,15 +57,21 @@ def test_wishes_are_read_and_written(given, made):
 
 
 @pytest.mark.parametrize(
-    "given",
-    [[], "pin", {"keep": []}, {"pin": "a"}, {"pin": [3]}, {"forbid": [{"site": "a"}]}, {"forbid": ["a"]},
-     {"force": [{"site": "a", "rule": 3}]}, {"force": [{"site": "a", "rule": "r", "block": "none such"}]},
-     {"force": [{"site": "a", "rule": "r", "also": ["b"]}]}, {"force": [{"site": "a", "rule": "r", "rank": 3}]}],
+    "given, why",
+    [
+        ([], ""), ("pin", ""), ({"keep": []}, ""), ({"pin": "a"}, "'a' is no list"), ({"pin": [3]}, "3 is no text"),
+        ({"forbid": [{"site": "a"}]}, "rule"), ({"forbid": ["a"]}, "'a' is no wish"),
+        ({"force": [{"site": "a", "rule": 3}]}, "3 is no text"),
+        ({"force": [{"site": "a", "rule": "r", "block": "none such"}]}, "none such"),
+        ({"force": [{"site": "a", "rule": "r", "also": ["b"]}]}, r"also must be an object, not \['b'\]"),
+        ({"force": [{"site": "a", "rule": "r", "rank": 3}]}, "'rank': 3} is no wish"),
+    ],
 )  # fmt: skip
-def test_wishes_of_another_form_are_shown_theirs(given):
+def test_wishes_of_another_form_are_shown_theirs(given, why):
     with pytest.raises(ConvError, match=r'wishes must have their form.*Write \{"pin": \[SITE') as raised:
         Wishes.of(given)
     assert isinstance(raised.value, ValueError)
+    assert re.search(why, str(raised.value))
     told(raised.value)
 
 

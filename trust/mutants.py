@@ -37,7 +37,7 @@ TESTS = {
     "ruleset": "rules rules_exact rules_smaller rules_stronger rules_refused rules_random rule_table norms regions "
                "regions_rules regions_planned dead_channels channels moments responses gathering following subpixel "
                "split atrous sequence plugins",
-    "planning": "planning planner budget plan_files search probe wishes certain stages bounds made_for remembered "
+    "planning": "planning planner measured budget plan_files search probe wishes certain stages bounds made_for remembered "
                 "additions compress regions_planned unable",
 }  # fmt: skip
 SETTINGS = """[mutmut]
@@ -47,6 +47,7 @@ also_copy=
     tests
     docs
     benchmarks
+    examples
     trust
     README.md
 pytest_add_cli_args_test_selection=
