@@ -28,6 +28,17 @@ def own_cache_folder():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def builtins_stay():
+    """torch.jit knows its operators by id() and holds none: where one is gone, any value may have its id by chance."""
+    from torch.jit import _builtins
+
+    held, register = [], _builtins._register_builtin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_builtins, "_register_builtin", lambda fn, op: held.append(fn) or register(fn, op))
+        yield
+
+
 @pytest.fixture
 def one_thread():
     import torch

@@ -31,7 +31,7 @@ from reconv.surgery import find_sites
 
 EQUAL = {torch.float32: 1e-4, torch.float64: 1e-10}  # of the norm of the output
 STRONGER, SMALLER = rules_named("stronger"), rules_named("smaller")
-ABOUT = (1.05, 1.25, 2.0)  # of the error that a plan states; more is wrong
+ABOUT = (1.0, 1.05, 1.25, 2.0)  # of the error that a plan states; more is wrong
 
 
 def nothing_remembered() -> Any:

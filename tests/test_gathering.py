@@ -176,6 +176,14 @@ def test_what_cannot_be_served_has_no_responses():
     assert not served(replace(site, tensors={"weight": torch.empty(8, 6, 3, 3, device="meta")}))
 
 
+def test_outputs_count_as_the_norms_behind_them_scale_them():
+    norms = [Norm("m", torch.arange(8.0), torch.zeros(8)), Norm("n", torch.ones(8), torch.zeros(8))]
+    site = replace(make_site("ic6oc8k3x3p1g2"), norm=norms[0], norms=())
+    assert gathering._empty(site).outputs.tolist() == [[0, 1, 4, 9], [16, 25, 36, 49]]
+    assert gathering._empty(replace(site, norms=tuple(norms))).outputs.tolist() == [[1, 2, 5, 10], [17, 26, 37, 50]]
+    assert gathering._empty(replace(site, norm=None)).outputs is None
+
+
 def test_an_absorbed_norm_is_no_longer_behind_the_site():
     norm = Norm("n", torch.ones(8), torch.zeros(8))
     site = make_site("ic6oc8k3x3p1", norm=norm, norms=(norm,))

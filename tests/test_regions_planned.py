@@ -69,6 +69,14 @@ def test_a_network_of_branches_is_planned_saved_loaded_and_applied(tmp_path):
     assert model.stem.large[0].weight.shape == (8, 3, 3, 3)  # the given network is as it was
 
 
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-9), (torch.bfloat16, 0.05)])
+def test_networks_of_other_precision_are_judged_by_theirs(dtype, near):
+    model, x = net().to(dtype), IMAGE.to(dtype)
+    made = plan(model, x, target=FAKE, rules=("fold_branches",))
+    assert [edit.site for edit in made.wholes] == ["stem", "body.0", "body.1"]
+    assert distance(apply(model, made, x)(x), model(x)) <= near
+
+
 def test_convolutions_inside_are_edited_after_the_module():
     model = net()
     made = plan(model, IMAGE, "macs=0.6", None, FAKE, ("exact", "bottleneck"))

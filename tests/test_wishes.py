@@ -25,7 +25,6 @@ from reconv.reporting.page import page
 from reconv.rewriting.apply import apply
 from reconv.rewriting.job import rewrite
 from reconv.spec import parse
-from reconv.surgery.outputs import distance
 
 FAKE = FakeTarget()
 HALF = {"budget": "latency=0.5", "data": DATA, "target": FAKE}
@@ -166,8 +165,11 @@ def test_every_proposal_has_its_figures_and_a_verdict():
 def test_a_front_is_measured_from_fast_to_slow_and_none_beats_another():
     scores: list[float] = []
 
+    def parameters(model: nn.Module) -> float:
+        return float(sum(p.numel() for p in model.parameters()))
+
     def evaluate(model: nn.Module) -> float:
-        scores.append(-distance(model(IMAGE), network()(IMAGE)))
+        scores.append(parameters(model))
         return scores[-1]
 
     made = plan(network(), IMAGE, front=5, evaluate=evaluate, data=DATA, target=FAKE)
@@ -182,9 +184,21 @@ def test_a_front_is_measured_from_fast_to_slow_and_none_beats_another():
     for one in made.alternatives:
         student = apply(network(), one, IMAGE, DATA)
         assert summary(student, IMAGE).network.macs == one.measured.macs
+        assert parameters(student) == one.measured.score
         assert one.budget.startswith("latency=")
     assert set(made.front) >= {p for p in found if p in front_of(made.front)}
     assert front_of(made.front) == made.front
+
+
+def test_wishes_leave_the_fit_on_data_as_it_is():
+    """Two ways of saying which sites are meant."""
+    given = {"budget": "macs=0.5", "data": DATA, "target": FAKE, "rules": "bottleneck"}
+    pinned, meant = (
+        plan(network(), IMAGE, **given, wishes={"pin": ["0"]}),
+        plan(network(), IMAGE, **given, sites="[36]"),
+    )
+    assert pinned.edits == meant.edits != ()
+    assert pinned.measured == meant.measured
 
 
 @pytest.mark.parametrize("front", [-1, 65])

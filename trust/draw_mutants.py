@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from itertools import chain, zip_longest
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,18 +43,20 @@ def quickest(mutant_names: Any) -> list[str]:
 
 
 class Only:
-    """These tests and no others, the quickest that take so long together, those of quick files first: thousands of
-    names are no arguments for pytest.
+    """These tests and no others, of each file the quickest, then of each the second, that take so long together: those
+    of quick files are run first. Thousands of names are no arguments for pytest.
     """
 
     def __init__(self, tests: Iterable[str]) -> None:
-        self.seconds, total = dict[str, float](), 0.0
-        for test in sorted(tests, key=lambda test: state().duration_by_test[test]):
-            total += state().duration_by_test[test]
-            if total > LONGEST and self.seconds:
-                break
-            self.seconds[test] = state().duration_by_test[test]
-        self.files = {test.partition("::")[0]: 0.0 for test in self.seconds}
+        times, self.seconds = state().duration_by_test, dict[str, float]()
+        by_file: dict[str, list[str]] = {}
+        for test in sorted(tests, key=lambda test: times[test]):
+            by_file.setdefault(test.partition("::")[0], []).append(test)
+        for test in filter(None, chain.from_iterable(zip_longest(*by_file.values()))):
+            if self.seconds and sum(self.seconds.values()) + times[test] > LONGEST:
+                continue
+            self.seconds[test] = times[test]
+        self.files = dict.fromkeys((test.partition("::")[0] for test in self.seconds), 0.0)
         for test, seconds in self.seconds.items():
             self.files[test.partition("::")[0]] += seconds
 

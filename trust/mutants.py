@@ -37,8 +37,8 @@ TESTS = {
     "ruleset": "rules rules_exact rules_smaller rules_stronger rules_refused rules_random rule_table norms regions "
                "regions_rules regions_planned dead_channels channels moments responses gathering following subpixel "
                "split atrous sequence plugins",
-    "planning": "planning planner measured budget plan_files search probe wishes certain stages bounds made_for remembered "
-                "additions compress regions_planned unable",
+    "planning": "planning planner measured budget plan_files search probe wishes certain stages bounds made_for "
+                "remembered additions compress regions_planned unable",
 }  # fmt: skip
 SETTINGS = """[mutmut]
 source_paths=src/

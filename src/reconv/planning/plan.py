@@ -89,7 +89,9 @@ class Refusal:
 class Point:
     """A rewritten network that was measured as a whole, before any recovery.
 
-    Args:    layers: how many of them change. error: ‖student − teacher‖ / ‖teacher‖ of its output.
+    Args:    layers: how many of them change.
+             error: ‖student − teacher‖ / ‖teacher‖ of its output, each layer fitted to the unedited network; `apply`
+             fits each to what the network has become, which ends near it, mostly below.
              score: what `evaluate` gave; None where it was not asked.
     """
 
