@@ -64,7 +64,7 @@ def test_the_limits_are_those_of_this_machine(target, device, dtype, known, monk
 @pytest.mark.parametrize("peak, left_out", [(1e12, False), (1e3, True)])
 def test_what_cannot_win_is_neither_timed_nor_fitted(peak, left_out, monkeypatch):
     monkeypatch.setattr(bounds, "measured", lambda threads: Machine(threads, {"float32": peak}, (WIDE,) * 12))
-    target = Threaded()
+    target = Threaded(name=f"fake {peak}")  # of which nothing is remembered
     made = plan(network(), IMAGE, "latency=0.5", DATA, target)
     verdicts = [c for c in made.considered if c.verdict.startswith("cannot be faster: at best ")]
     assert bool(verdicts) == left_out

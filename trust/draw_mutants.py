@@ -6,7 +6,9 @@ python trust/draw_mutants.py MUTMUT_FOLDER EACH SEED WORKERS
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Iterable
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -27,6 +29,7 @@ each, seed, workers = map(int, sys.argv[2:])
 every, plain = mutmut.collect_source_file_mutation_data, PytestRunner.run_tests
 drawn: list[Any] = []
 LONGEST = 60.0  # seconds of tests for a mutant
+CACHES = tempfile.mkdtemp(dir=Path().resolve())
 
 
 def some(*, mutant_names: Any) -> Any:
@@ -53,17 +56,19 @@ class Only:
         for test in sorted(tests, key=lambda test: times[test]):
             by_file.setdefault(test.partition("::")[0], []).append(test)
         for test in filter(None, chain.from_iterable(zip_longest(*by_file.values()))):
-            if self.seconds and sum(self.seconds.values()) + times[test] > LONGEST:
-                continue
-            self.seconds[test] = times[test]
-        self.files = dict.fromkeys((test.partition("::")[0] for test in self.seconds), 0.0)
+            if not self.seconds or sum(self.seconds.values()) + times[test] <= LONGEST:
+                self.seconds[test] = times[test]
+        long = dict.fromkeys((test.partition("::")[0] for test in self.seconds), 0.0)
         for test, seconds in self.seconds.items():
-            self.files[test.partition("::")[0]] += seconds
+            long[test.partition("::")[0]] += seconds
+        self.files = sorted(long, key=long.__getitem__)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        found = [item for item in items if item.nodeid in self.seconds]
-        items[:] = sorted(found, key=lambda item: (self.files[item.nodeid.partition("::")[0]],
-                                                   self.seconds[item.nodeid]))  # fmt: skip
+        items[:] = [item for item in items if item.nodeid in self.seconds]
+
+    def pytest_runtest_setup(self) -> None:
+        """What one test measured is not remembered for another: without those between them it might fail by itself."""
+        os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(dir=CACHES)
 
 
 def run_only(self: Any, *, mutant_name: str | None, tests: Iterable[str]) -> int:
@@ -71,7 +76,7 @@ def run_only(self: Any, *, mutant_name: str | None, tests: Iterable[str]) -> int
         return plain(self, mutant_name=mutant_name, tests=tests)
     only = Only(tests)
     with change_cwd("mutants"):
-        return int(self.execute_pytest(["-x", "-q", *sorted(only.files, key=only.files.__getitem__)], plugins=[only]))
+        return int(self.execute_pytest(["-x", "-q", *only.files], plugins=[only]))
 
 
 mutmut.collect_source_file_mutation_data = some
