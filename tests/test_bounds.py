@@ -23,6 +23,7 @@ ARITHMETIC = [
     ("ic8oc8k3x3g8", (2, 8, 5, 7), 2 * 8 * 9 * 15),
     ("ic4oc6k1x3p0x1", (1, 4, 5, 7), 4 * 6 * 5 * (3 * 7 - 2)),
     ("ic4oc6k3s2p1", (1, 4, 9), 4 * 6 * (3 * 5 - 2)),
+    ("ic4oc6k3s2p2:0", (1, 4, 4), 4 * 6 * 4),  # one of three weights meets the map, then all
     ("ic4oc6k3x3", (1, 4, 5, 7), 4 * 6 * 9 * 15 / 4),
     ("ic4oc6k1x1 -> relu -> ic6oc6k5x5p2g6", (1, 4, 1, 1), 4 * 6 + 6),
     ("ic4oc6k3s4p1 -> ic6oc6k3p1g6", (1, 4, 5), 4 * 6 * 4 + 6 * 4),  # the second on a map of 2
