@@ -36,7 +36,7 @@ TESTS = {
             "drawing draw",
     "ruleset": "rules rules_exact rules_smaller rules_stronger rules_refused rules_random rule_table norms regions "
                "regions_rules regions_planned dead_channels channels moments responses gathering following subpixel "
-               "atrous sequence plugins",
+               "atrous sequence plugins offers",
     "planning": "planning planner measured budget plan_files search probe wishes certain stages bounds made_for "
                 "remembered additions compress regions_planned unable",
 }  # fmt: skip
