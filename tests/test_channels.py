@@ -20,6 +20,7 @@ from reconv.planning.search import cheapest, choose
 from reconv.planning.together import exclude, in_turn
 from reconv.rewriting.apply import apply
 from reconv.ruleset import Proposal, rules_named
+from reconv.ruleset.prune_channels import _size
 from reconv.spec import parse
 from reconv.surgery import Site, clone, find_sites
 from reconv.surgery.channels import channels_of
@@ -286,6 +287,17 @@ def test_a_proposal_of_another_size_is_foreign():
     site = site_of(residual(), "a")
     with pytest.raises(ConvError, match="must be one that the rule makes"):
         PRUNE.init(site, replace(half(site), also=(("n", "norm(5)"),)))
+
+
+@pytest.mark.parametrize("make, sizes", [(nn.Linear, [6.0, 24.0, 38.0]), (nn.Conv1d, [6.0, 24.0, 38.0]),
+                                         (nn.ConvTranspose1d, [18.0, 12.0, 38.0])])  # fmt: skip
+def test_channels_are_as_large_as_weights_and_bias_tell(make, sizes):
+    """Two inputs, three outputs: the sum of squares."""
+    module = make(2, 3, *[1] * (make is not nn.Linear))
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 2], [2, -4], [2, 5]]).reshape(module.weight.shape))
+        module.bias.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    assert _size(module, 3) == pytest.approx(sizes)
 
 
 def test_samples_choose_better_than_weights():

@@ -38,7 +38,7 @@ TESTS = {
                "regions_rules regions_planned dead_channels channels moments responses gathering following subpixel "
                "atrous sequence plugins offers",
     "planning": "planning planner measured budget plan_files search probe wishes certain stages bounds made_for "
-                "remembered additions compress regions_planned unable",
+                "remembered additions compress regions_planned unable gathering",
 }  # fmt: skip
 SETTINGS = """[mutmut]
 source_paths=src/
