@@ -77,7 +77,7 @@ def only_strict(diff: str) -> bool:
 
 
 def tried(package: str, mutmut: Path, each: int, seed: int, workers: int) -> dict[str, Any]:
-    """The row of a package."""
+    """The row of a package, tried in a copy."""
     with tempfile.TemporaryDirectory() as at:
         folder = Path(at)
         copied(folder)
@@ -87,7 +87,11 @@ def tried(package: str, mutmut: Path, each: int, seed: int, workers: int) -> dic
         surroundings = os.environ | {"OMP_NUM_THREADS": "1", "HYPOTHESIS_PROFILE": "first"}
         subprocess.run([sys.executable, *map(str, driver)], cwd=folder, env=surroundings,
                        check=True)  # fmt: skip
-        data = json.loads((folder / "found.json").read_text())
+        return row(package, json.loads((folder / "found.json").read_text()), seed)
+
+
+def row(package: str, data: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What came out, without what is left out; the survivors are shown."""
     statuses = list(data["found"].values())
     same = [name for name, diff in data["left"].items() if only_strict(diff)]
     survivors = {name: diff for name, diff in data["left"].items() if name not in same}
