@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -320,6 +321,32 @@ def test_progress_is_told():
     assert {what.partition(",")[0] for what, _, _ in seen} == {"measuring proposals", "correcting by the whole network"}
     assert all(done <= total for _, done, total in seen)
     assert seen[-1][1] == seen[-1][2]
+
+
+def test_what_makes_a_network_denser_is_left_out_of_a_budget():
+    made = plan(network(), IMAGE, "macs=0.5", None, FAKE, ("separable", "atrous"))
+    said = {(r.site, r.rule): r.reason for r in made.refusals}
+    assert said["*", "atrous"] == "it makes nothing cheaper: ask for it without a budget"
+    assert {edit.rule for edit in made.edits} == {"separable"}
+
+
+def test_a_proposal_with_which_the_network_fails_is_refused():
+    """Between the convolutions it looks at the weight of one, which a proposal of several layers has not."""
+
+    class Looking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 5), nn.Conv2d(16, 16, 3)
+
+        def forward(self, x):
+            return self.b(self.a(x) * self.a.weight.shape[-1])
+
+    made = plan(Looking().eval(), IMAGE, "macs=0.6", None, FAKE, "separable")
+    said = {(r.site, r.rule): r.reason for r in made.refusals}
+    assert re.match(
+        "the network fails with ic3oc.* -> .*: AttributeError: .* no attribute 'weight'", said["a", "separable"]
+    )
+    assert {edit.site for edit in made.edits} == {"b"}
 
 
 class Headed(nn.Sequential):
