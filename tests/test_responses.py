@@ -163,6 +163,21 @@ def test_half_precision_is_fitted_in_float32():
     assert fitted.error < started(rule, site, proposal, replace(seen, work=0.0)).error
 
 
+def test_weights_made_in_inference_mode_are_fitted_as_others():
+    """They do not say when they change."""
+    with torch.inference_mode():
+        site = make_site("ic6oc8k3x3p1")
+    other, rule = make_site("ic6oc8k3x3p1"), Separable()
+    assert site.weight.is_inference()
+    assert rule.refuse(site) is None
+    proposal, seen = next(iter(rule.propose(site))), seen_of(other, correlated(other.spec))
+    near = started(rule, other, proposal, replace(seen, metrics={})).error
+    assert started(rule, site, proposal, seen).error == pytest.approx(near, rel=1e-9)
+    with torch.inference_mode():
+        site.weight[0, 0, 0, 0] = float("nan")
+    assert "finite" in rule.refuse(site)
+
+
 def test_proposals_are_what_rules_are_asked_with():
     site = make_site("ic6oc8k3x3p1")
     with pytest.raises(ConvError, match="the proposal must be one that the rule makes"):
