@@ -45,7 +45,7 @@ def test_figures_of_a_network_that_stays(rules):
 
 
 def test_each_edit_is_timed_in_its_place():
-    """Exact edits too, and those of whole modules."""
+    """Exact edits too."""
     made = plan(network(), IMAGE, "latency=0.6", DATA, FAKE)
     model = network()
     rows = {row.name: row.latency_ms for row in summary(apply(model, made, IMAGE), IMAGE, FAKE).rows}

@@ -51,13 +51,14 @@ class Only:
     """
 
     def __init__(self, tests: Iterable[str]) -> None:
-        times, self.seconds = state().duration_by_test, dict[str, float]()
+        times, total, self.seconds = state().duration_by_test, 0.0, dict[str, float]()
         by_file: dict[str, list[str]] = {}
         for test in sorted(tests, key=lambda test: times[test]):
             by_file.setdefault(test.partition("::")[0], []).append(test)
         for test in filter(None, chain.from_iterable(zip_longest(*by_file.values()))):
-            if not self.seconds or sum(self.seconds.values()) + times[test] <= LONGEST:
+            if not self.seconds or total + times[test] <= LONGEST:
                 self.seconds[test] = times[test]
+                total += times[test]
         long = dict.fromkeys((test.partition("::")[0] for test in self.seconds), 0.0)
         for test, seconds in self.seconds.items():
             long[test.partition("::")[0]] += seconds

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ PAGE = HERE.parent / "docs" / "trust.md"
 
 def pages() -> dict[str, str]:
     """Each marked place with its text: one for each file of results."""
-    return {path.stem: _part(path.stem, json.loads(path.read_text(encoding="utf-8")))
-            for path in sorted(RESULTS.glob("*.json"))}  # fmt: skip
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    return {name: _part(name, data) for name, data in results.items()} | {"stated": _stated(results["fuzz"]["rows"])}
 
 
 def _part(name: str, data: Mapping[str, Any]) -> str:
@@ -32,6 +34,18 @@ def _part(name: str, data: Mapping[str, Any]) -> str:
     lines = [("what was tried", "times", "failures"), ("---", "---:", "---:"), *map(_cells, data["rows"])]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"`{command(name)}` ({of})\n\n{table}\n"
+
+
+def _stated(rows: Iterable[Mapping[str, Any]]) -> str:
+    """How many networks came how near to the error that their plan states."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        for step, times in row.get("compared", {}).items():
+            if near := re.search(r"at most ([\d.]+) of the stated$", step):
+                found[near[1]] += times
+    lines = [("the error, over the stated one", "networks"), ("---", "---:")]
+    lines += [(f"at most {near}", f"{found[near]:,}") for near in sorted(found, key=float)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _cells(row: Mapping[str, Any]) -> Iterable[str]:
